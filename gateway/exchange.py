@@ -293,22 +293,25 @@ class Exchange:
         first = self.first_part
         assert resumable is not None
         assert resumable.delivered is not None
-        text, carried = resumable.delivered.text_and_tokens(self.parsed)
-        parsed = remaining_request(self.parsed, text, carried, self.request.model.default_max_tokens)
+        before = None if self.continued is None else self.continued.splice
+        carried = resumable.delivered.carried(self.parsed)
+        if before is not None:
+            carried = carried._replace(rest=carried.rest + before.repeated)
+        parsed = remaining_request(self.parsed, carried, self.request.model.default_max_tokens)
         request_id = part_id(first.request_id, part_number(self.request_id, first.request_id) + 1)
         head = self.head
         keys = CellKeys.of(
             head.cell, request_id=request_id, tenant=head.tenant, key_id=head.key_id, model=head.model
         )
         base = self._prompt_of_next()
-        before = None if self.continued is None else self.continued.splice
         splice = Splice(
             request_id,
             first.request_id,
             opened=resumable.delivered.started or (before is not None and before.opened),
             prompt=None if base is None else base.prompt,
             cached=0 if base is None else base.cached,
-            output=carried + (0 if before is None else before.output),
+            output=carried.tokens + (0 if before is None else before.output),
+            repeated=carried.rest,
         )
         following = Exchange(
             request=replace(self.request, request_id=request_id, parsed=parsed, keys=keys),
@@ -320,7 +323,7 @@ class Exchange:
             choice=self.choice,
             tried=dict(self.tried),
         )
-        resumable.discarded_output = meter.produced().output - carried
+        resumable.discarded_output = meter.produced().output - carried.tokens
         resumable.following = following
         return following
 

@@ -81,7 +81,8 @@ class ParsedRequest(Value, frozen=True, kw_only=True):
     (1 except on completions and pooled answers). `input_tokens_estimate` is for the reservation only, the
     engine's count replaces it. `max_output_tokens` is per sample, None where the caller set none.
     `wants_usage` and `wants_continuous_usage` are what it asked for in `stream_options`; other usage is
-    removed from the stream. `service_tier` has OpenAI's names on every route.
+    removed from the stream. `service_tier` has OpenAI's names on every route. `begins_with`: what the answer
+    must begin with, of a stream that is resumed.
     """
 
     route: RouteSpec
@@ -95,5 +96,6 @@ class ParsedRequest(Value, frozen=True, kw_only=True):
     wants_continuous_usage: bool
     body: dict[str, Any]
     service_tier: ServiceTier = ServiceTier.AUTO
+    begins_with: str = ""
     ignored: tuple[str, ...] = ()
     aside: tuple[Aside, ...] = ()

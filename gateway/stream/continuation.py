@@ -8,19 +8,26 @@ text does not carry. vLLM continues a final assistant message with `continue_fin
 Some output that the engine produced never reached the caller: the first bytes of a character, or text that
 might be the beginning of a stop string. The resumed part produces it again. It counts towards no limit of the
 request, and nobody pays for it twice.
+
+A caller's text may end inside a token, where a model would go on otherwise than it was about to (`she wa`,
+`ges a war`). So the resumed part continues the text up to the end of an earlier token, and is made to begin
+with the rest of what the caller has, which the caller does not get again.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from msgspec.structs import replace
 
 from gateway.request import AnswerForm, ParsedRequest, RouteSpec
+from gateway.stream.meter import ProtocolViolation
 
 # For these fields 0 means the same as leaving them out.
 _PENALTIES_ON_OUTPUT: Final = ("frequency_penalty", "presence_penalty")
 _DATA: Final = b"data: "
+# So many ends of tokens before the last one are remembered, since a text is not continued after a blank.
+_ENDS_KEPT: Final = 8
 
 
 def can_resume(parsed: ParsedRequest) -> bool:
@@ -54,6 +61,16 @@ def _has_no_effect(name: str, value: Any, body: Mapping[str, Any]) -> bool:
     if name == "seed":
         return body.get("temperature") == 0
     return name in _PENALTIES_ON_OUTPUT and bool(value == 0)
+
+
+class Carried(NamedTuple):
+    """Of a part's text: what the next part continues, how many tokens that is, and what the caller has
+    beyond it.
+    """
+
+    text: str
+    tokens: int
+    rest: str
 
 
 class DeliveredEvents:
@@ -96,9 +113,8 @@ class DeliveredEvents:
                 self._marks.append((self._chars + held_back, count))
         self._pieces.clear()
         self.counts.clear()
-        # no earlier mark is looked at again
-        below = max(mark for mark in self._marks if mark[0] <= self._chars)
-        self._marks = [mark for mark in self._marks if mark >= below]
+        below = sum(mark[0] <= self._chars for mark in self._marks)
+        del self._marks[: max(0, below - _ENDS_KEPT)]
 
     def close(self, parsed: ParsedRequest, chunk: dict[str, Any], output_tokens: int) -> bytes:
         """Turn the engine's last chunk, which says that it was aborted, into an ordinary chunk for the
@@ -106,20 +122,16 @@ class DeliveredEvents:
 
         It keeps the text that came with the abort (the engine also flushes what it held back), except for a
         possible beginning of a stop string: the next engine must see a stop string from its start. Raises
-        ValueError as `text_and_tokens` does.
+        ValueError as `carried` does.
         """
-        so_far, _ = self.text_and_tokens(parsed)
+        so_far = self._text(parsed)
         choice = chunk["choices"][0]
-        where, name = (
-            (choice, "text") if parsed.route.answer is AnswerForm.COMPLETION else (choice["delta"], "content")
-        )
+        where, name = _place_of_text(choice)
         came = where.get(name) or ""
         if not came:
             return b""
         self._end = len(so_far) + len(came), output_tokens
-        said = came
-        if partial := _partial_stop_chars(so_far + came, _stops(parsed)):
-            said = _whole_words(came, max(0, len(came) - partial))
+        said = came[: max(0, len(came) - _partial_stop_chars(so_far + came, _stops(parsed)))]
         if not said:
             return b""
         where[name] = said
@@ -130,18 +142,25 @@ class DeliveredEvents:
         self.counts.append(output_tokens)
         return event
 
-    def text_and_tokens(self, parsed: ParsedRequest) -> tuple[str, int]:
-        """The text so far, and its number of tokens. Raises ValueError for reasoning and tool calls: a text
+    def carried(self, parsed: ParsedRequest) -> "Carried":
+        """What of the text the next part continues. Raises ValueError for reasoning and tool calls: a text
         does not carry them.
         """
-        self.fold(parsed)
-        if self._more_than_text:
-            raise ValueError("more than text")
-        marks = self._marks
+        text, marks = self._text(parsed), self._marks
         if self._end is not None:  # the closing chunk held nothing back
             marks = [mark for mark in marks if mark[0] < self._end[0]]
             marks.append(self._end)
-        return "".join(self._texts), _tokens_of(self._chars, marks)
+        ends = [mark for mark in marks if mark[0] <= self._chars]
+        # A blank and the word after it are often one token.
+        apart = [(at, tokens) for at, tokens in ends if not text[:at][-1:].isspace()]
+        at, tokens = (apart or ends)[-1]
+        return Carried(text[:at], tokens, text[at:])
+
+    def _text(self, parsed: ParsedRequest) -> str:
+        self.fold(parsed)
+        if self._more_than_text:
+            raise ValueError("more than text")
+        return "".join(self._texts)
 
     def _said(self, route: RouteSpec, event: bytes) -> str:
         pieces, plain = [], route.answer is AnswerForm.COMPLETION
@@ -153,15 +172,6 @@ class DeliveredEvents:
         return "".join(pieces)
 
 
-def _tokens_of(chars: int, marks: list[tuple[int, int]]) -> int:
-    """How many tokens the first `chars` characters are. `marks` are rising pairs (characters, tokens);
-    between two marks the count is interpolated.
-    """
-    below = max(mark for mark in marks if mark[0] <= chars)
-    above = min((mark for mark in marks if mark[0] > chars), default=below)
-    return below[1] + (above[1] - below[1]) * (chars - below[0]) // max(1, above[0] - below[0])
-
-
 def _stops(parsed: ParsedRequest) -> list[str]:
     """The request's stop strings. vLLM holds back one character less than the longest, so that no stop string
     begins in text that was already sent.
@@ -170,31 +180,22 @@ def _stops(parsed: ParsedRequest) -> list[str]:
     return [stop] if isinstance(stop, str) else stop
 
 
-def _whole_words(text: str, end: int) -> str:
-    """Cut the text at the last word boundary at or before `end`, if there is one: a blank belongs to the
-    token after it, and half a word is no token.
-    """
-    blanks = [at for at in range(min(end + 1, len(text))) if text[at].isspace()]
-    return text[: blanks[-1] if blanks else end].rstrip()
-
-
 def _partial_stop_chars(text: str, stops: list[str]) -> int:
     """How many characters at the end of this text may be the beginning of a stop string."""
     partial = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
     return max(partial, default=0)
 
 
-def remaining_request(
-    parsed: ParsedRequest, text: str, output_tokens: int, default_max_tokens: int
-) -> ParsedRequest:
-    """The request that continues after `text`, which took `output_tokens`. Raises ValueError when no tokens
-    are left to produce.
+def remaining_request(parsed: ParsedRequest, carried: Carried, default_max_tokens: int) -> ParsedRequest:
+    """The request that continues after what is carried. Raises ValueError when no tokens are left to
+    produce.
     """
+    text, output_tokens, rest = carried
     left = (parsed.max_output_tokens or default_max_tokens) - output_tokens
     if left < 1:
         raise ValueError("no tokens left")
     if not text:
-        return parsed
+        return replace(parsed, begins_with=rest)
     body: dict[str, Any] = dict(parsed.body)
     if parsed.max_output_tokens is None:
         body[parsed.route.output_params[0]] = left
@@ -217,28 +218,41 @@ def remaining_request(
         body=body,
         max_output_tokens=left,
         input_tokens_estimate=parsed.input_tokens_estimate + output_tokens,
+        begins_with=rest,
     )
 
 
 class Splice:
     """Rewrites the chunks of a resumed part so that they continue the first part's stream: the first part's
-    id, no second opening chunk, usage of the whole request.
+    id, no second opening chunk, usage of the whole request, no text twice.
 
     `output`: tokens of the text before this part. `prompt`, `cached`: usage of the part that read the prompt
-    first; None if this part is the one.
+    first; None if this part is the one. `repeated`: text that the caller has already, with which this part
+    begins; less what has come of it.
     """
 
-    __slots__ = ("_cached", "_first_id", "_own_id", "_prompt", "opened", "output")
+    __slots__ = ("_cached", "_first_id", "_own_id", "_prompt", "opened", "output", "repeated")
 
     def __init__(
-        self, own_id: str, first_id: str, *, opened: bool, prompt: int | None, cached: int, output: int
+        self,
+        own_id: str,
+        first_id: str,
+        *,
+        opened: bool,
+        prompt: int | None,
+        cached: int,
+        output: int,
+        repeated: str,
     ) -> None:
         self._own_id, self._first_id = own_id.encode(), first_id.encode()
         self.opened = opened
         self._prompt, self._cached, self.output = prompt, cached, output
+        self.repeated = repeated
 
     def rewrite(self, passed: bytes) -> bytes:
-        """Rewrite complete events for the caller."""
+        """Rewrite complete events for the caller. Raises ProtocolViolation if this part does not begin as it
+        was told to.
+        """
         events = [self._rewrite_event(event) for event in passed.split(b"\n\n")[:-1]]
         kept = [event for event in events if event is not None]
         return b"".join([event + b"\n\n" for event in kept])
@@ -251,7 +265,7 @@ class Splice:
         if self.opened and b'"role":"assistant"' in event and b'"content":""' in event:
             return None
         if b'"choices":[]' not in event:
-            return event
+            return self._without_repeated(event) if self.repeated else event
         chunk = orjson.loads(event[len(_DATA) :])
         usage = chunk.get("usage")
         if isinstance(usage, dict) and self._prompt is not None:
@@ -261,3 +275,20 @@ class Splice:
             if isinstance(usage.get("prompt_tokens_details"), dict):
                 usage["prompt_tokens_details"] = {"cached_tokens": self._cached}
         return _DATA + orjson.dumps(chunk)
+
+    def _without_repeated(self, event: bytes) -> bytes | None:
+        chunk = orjson.loads(event[len(_DATA) :])
+        choice = chunk["choices"][0]
+        where, name = _place_of_text(choice)
+        said = where.get(name) or ""
+        if not (self.repeated.startswith(said) or said.startswith(self.repeated)):
+            raise ProtocolViolation("another beginning than it was told")
+        where[name], self.repeated = said[len(self.repeated) :], self.repeated[len(said) :]
+        if not where[name] and choice.get("finish_reason") is None:
+            return None
+        return _DATA + orjson.dumps(chunk)
+
+
+def _place_of_text(choice: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The object that has the text of a chunk's choice, and its member."""
+    return (choice["delta"], "content") if "delta" in choice else (choice, "text")

@@ -8,6 +8,7 @@ sets it. It takes the request id from `X-Request-Id`, on responses from the body
 """
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
 # Parameters that the gateway itself acts on. Those without any effect are no longer in a checked body
 # (`gateway.protocol.fields`).
 _NOT_THE_ENGINES: Final = frozenset({"metadata", "prompt_cache_key", "service_tier", "stream_options"})
+_ANYTHING: Final = r"[\s\S]*"
 # Lower is served first. There are gaps for future classes.
 _PRIORITY: Final = {CapacityClass.RESERVED: 0, CapacityClass.ON_DEMAND: 10, CapacityClass.FLEX: 20}
 
@@ -109,6 +111,8 @@ def request(
         body |= served.added
     if served.names_response:
         _name_response(body, parsed, request_id)
+    if parsed.begins_with:
+        body["structured_outputs"] = {"regex": re.escape(parsed.begins_with) + _ANYTHING}
     output_params = parsed.route.output_params
     if parsed.max_output_tokens is None and default_max_tokens is not None and output_params:
         body[output_params[0]] = max(default_max_tokens, body.get("min_tokens", 0))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from gateway.protocol import parse_request
 from gateway.request import ParsedRequest, Route
 from gateway.routes import ROUTES
-from gateway.stream.continuation import DeliveredEvents, Splice, can_resume
+from gateway.stream.continuation import Carried, DeliveredEvents, Splice, can_resume
+from gateway.stream.meter import ProtocolViolation
 
 PATHS: dict[Route, dict[str, Any]] = {
     Route.CHAT: {"messages": [{"role": "user", "content": "x"}]},
@@ -35,6 +36,11 @@ def chunk(text: str, finish: str | None = None) -> dict[str, Any]:
 
 def event(text: str) -> bytes:
     return b"data: " + json.dumps(chunk(text)).encode() + b"\n\n"
+
+
+def text_of(carried: Carried) -> str:
+    """What the caller has."""
+    return carried.text + carried.rest
 
 
 def passed(tokens: list[str], held_back: int, folded: Container[int] = ()) -> DeliveredEvents:
@@ -117,9 +123,9 @@ def test_tokens_without_text_of_their_own_are_not_carried() -> None:
     for count, text in enumerate(["🌊", " ", "", ""], 3):
         given_.add(event(text))
         given_.counts.append(count)
-    assert given_.text_and_tokens(asked()) == ("🌊 ", 4)
+    assert given_.carried(asked()) == ("🌊", 3, " ")
     assert given_.close(asked(), chunk("", "abort"), 6) == b""
-    assert given_.text_and_tokens(asked()) == ("🌊 ", 4)
+    assert given_.carried(asked()) == ("🌊", 3, " ")
 
 
 @given(
@@ -129,9 +135,12 @@ def test_tokens_without_text_of_their_own_are_not_carried() -> None:
 def test_what_was_held_back_is_given_when_no_stop_string_has_begun(tokens: list[str], stop: str) -> None:
     request, whole = asked(stop=stop), "".join(tokens)
     made = passed(tokens, len(stop) - 1)
-    shown, _ = made.text_and_tokens(request)
+    shown = text_of(made.carried(request))
     last = made.close(request, chunk(whole[len(shown) :], "abort"), len(tokens))
-    assert made.text_and_tokens(request) == (whole, len(tokens))
+    carried = made.carried(request)
+    assert text_of(carried) == whole
+    if not whole.isspace() and not whole[-1].isspace():
+        assert carried == (whole, len(tokens), "")
     if last:
         (choice,) = json.loads(last[len(b"data: ") :])["choices"]
         assert (choice["text"], choice["finish_reason"]) == (whole[len(shown) :], None)
@@ -148,23 +157,35 @@ def test_what_may_become_a_stop_string_is_left_to_the_next_part(tokens: list[str
         whole = whole[: ends + len(stop) - 1]
         tokens = [whole]
     made = passed(tokens, len(stop) - 1)
-    shown, _ = made.text_and_tokens(request)
+    shown = text_of(made.carried(request))
     made.close(request, chunk(whole[len(shown) :], "abort"), len(tokens))
-    text, carried = made.text_and_tokens(request)
+    text, carried = text_of(made.carried(request)), made.carried(request).tokens
     partial = max((size for size in range(1, len(stop)) if whole.endswith(stop[:size])), default=0)
     assert whole.startswith(text)
     assert len(shown) <= len(text) <= max(len(shown), len(whole) - partial)
     assert 0 <= carried <= len(tokens)
 
 
-def test_a_blank_before_what_may_be_a_stop_string_is_left_to_the_token_that_it_belongs_to() -> None:
-    request = asked(stop=["blue whale"])
-    made = passed(["red", ",", " green", ",", " blue"], 9)
-    made.close(request, chunk(" green, blue"[-9:], "abort"), 5)
-    assert made.text_and_tokens(request) == ("red, green,", 4)
-    made = passed(["The", " warm", " moon"], 8)
-    made.close(asked(stop="nevermore"), chunk("arm moon", "abort"), 3)
-    assert made.text_and_tokens(asked(stop="nevermore"))[0] == "The warm"
+@given(
+    st.lists(st.text("ab ", min_size=1, max_size=5), min_size=1, max_size=20),
+    st.sets(st.integers(1, 20)),
+    st.integers(0, 9),
+)
+def test_a_text_is_continued_from_the_end_of_a_token(
+    tokens: list[str], folded: set[int], held_back: int
+) -> None:
+    request = asked(stop="x" * (held_back + 1))
+    text, count, rest = passed(tokens, held_back, folded).carried(request)
+    assert text == "".join(tokens[:count])
+    assert text + rest == "".join(tokens)[: max(0, len("".join(tokens)) - held_back)]
+    assert count < len(tokens) or not rest
+
+
+def test_a_text_is_not_continued_after_a_blank() -> None:
+    made = passed(["Bran", ".", "\n", "\n", "One"], 3)
+    assert made.carried(asked(stop="xxxx")) == ("Bran.", 2, "\n\n")
+    made.close(asked(stop="xxxx"), chunk("One", "abort"), 5)
+    assert made.carried(asked(stop="xxxx")) == ("Bran.\n\nOne", 5, "")
 
 
 @given(
@@ -178,11 +199,11 @@ def test_a_long_answer_is_kept_as_text_and_means_the_same(
 ) -> None:
     request, whole = asked(stop="x" * (held_back + 1)), "".join(tokens)
     plain, short = passed(tokens, held_back), passed(tokens, held_back, folded)
-    shown, _ = plain.text_and_tokens(request)
+    shown = text_of(plain.carried(request))
     if closed:
         last = chunk(whole[len(shown) :], "abort")
         assert plain.close(request, dict(last), 12) == short.close(request, dict(last), 12)
-    assert plain.text_and_tokens(request) == short.text_and_tokens(request)
+    assert text_of(plain.carried(request)) == text_of(short.carried(request))
     assert plain.started == short.started
 
 
@@ -200,7 +221,9 @@ def test_usage_of_the_whole_names_the_prompt_of_the_part_that_read_it_first() ->
     )
 
     def rewritten(prompt: int | None) -> dict[str, Any]:
-        splice = Splice("a-2", "a", opened=True, prompt=prompt, cached=0, output=20 if prompt else 0)
+        splice = Splice(
+            "a-2", "a", opened=True, prompt=prompt, cached=0, output=20 if prompt else 0, repeated=""
+        )
         shown: dict[str, Any] = json.loads(splice.rewrite(closing)[len(b"data: ") :])
         assert shown["id"] == "cmpl-a"
         return dict(shown["usage"])
@@ -210,3 +233,27 @@ def test_usage_of_the_whole_names_the_prompt_of_the_part_that_read_it_first() ->
         "prompt_tokens_details": {"cached_tokens": 0},
     }  # fmt: skip
     assert rewritten(None) == usage
+
+
+def begun(*said: str, finish: str | None = None) -> str:
+    """What a caller who has ` carto` gets of a part with these chunks, the last of which may finish it."""
+    splice = Splice("a-2", "a", opened=True, prompt=1, cached=0, output=2, repeated=" carto")
+    events = [event(text) for text in said]
+    if finish is not None:
+        events[-1] = b"data: " + json.dumps(chunk(said[-1], finish)).encode() + b"\n\n"
+    passed_on = splice.rewrite(b"".join(events)).split(b"\n\n")[:-1]
+    choices = [json.loads(each[len(b"data: ") :])["choices"][0] for each in passed_on]
+    assert [choice["finish_reason"] for choice in choices].count(finish) == (1 if finish else len(choices))
+    assert all(choice["text"] or choice["finish_reason"] for choice in choices)
+    return "".join(choice["text"] for choice in choices)
+
+
+def test_what_the_caller_has_is_not_said_again() -> None:
+    assert begun(" cartographer", " who") == "grapher who"
+    assert begun(" ", "", "ca", "rto", "gra", finish="length") == "gra"
+    assert begun(" car", finish="length") == ""
+
+
+def test_a_part_that_begins_otherwise_than_it_was_told_is_no_answer() -> None:
+    with pytest.raises(ProtocolViolation):
+        begun(" car", "rot")

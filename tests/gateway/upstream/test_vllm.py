@@ -4,6 +4,7 @@ from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from billing.wire.usage_event import CapacityClass
 from gateway.request import Route
@@ -182,3 +183,9 @@ def test_the_default_gives_way_to_min_tokens_and_to_the_newer_name() -> None:
 @pytest.mark.parametrize("route", [Route.EMBEDDINGS, Route.COUNT_TOKENS, Route.TOKENIZE])
 def test_routes_that_generate_nothing_get_no_default(route: Route) -> None:
     assert "max_tokens" not in body_for(parse(route), default_max_tokens=20)
+
+
+def test_what_an_answer_must_begin_with_is_enforced_by_the_engine() -> None:
+    parsed = replace(parse(Route.CHAT, stream=True), begins_with=" a+b")
+    assert body_for(parsed)["structured_outputs"] == {"regex": r"\ a\+b[\s\S]*"}
+    assert "structured_outputs" not in body_for(parse(Route.CHAT, stream=True))
