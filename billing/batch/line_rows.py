@@ -33,11 +33,12 @@ _DUE: Final = f"""
         select from batch
         where batch.batch_id = :batch_id and status = 'in_progress' and expires_ms > {NOW_MS})
 """
+# The array is made once. `in (select …)` may be run again for each line, and claim others each time.
 _CLAIM: Final = """
     update batch_line set state = {running}, runner = :runner, attempt = attempt + 1
-    where batch_id = :batch_id and line in (
+    where batch_id = :batch_id and line = any(array(
         select line from batch_line where batch_id = :batch_id and ({which})
-        order by rank limit :limit for update skip locked)
+        order by rank limit :limit for update skip locked))
     returning line, rank, start, length, attempt, failures
 """
 _CLAIM_LOST: Final = text(_CLAIM.format(running=LineState.RUNNING.value, which=_LOST))

@@ -110,6 +110,20 @@ def objects(tmp_path: Path) -> Objects:
     return Objects(BatchSettings(home=tmp_path))
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_no_plan_of_the_database_claims_more_lines_than_asked(
+    database: Engine, objects: Objects, lost: bool
+) -> None:
+    """It looks each line up by itself where its statistics do not know of the batch yet."""
+    Table(database, objects)
+    with database.begin() as connection:
+        connection.execute(text("analyze batch_line"))
+    table = Table(database, objects)
+    if lost:
+        table.claim("two", LINES)
+    assert len(table.claim("one", 2)) == 2
+
+
 def test_a_runner_that_was_overtaken_records_nothing(database: Engine, objects: Objects) -> None:
     table = Table(database, objects)
     table.renew("one")
