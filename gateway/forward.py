@@ -35,8 +35,8 @@ from gateway.errors import (
     error_of,
 )
 from gateway.exchange import Exchange
-from gateway.failover import DIED, Interrupted, engines_lost, failure_of, may_fail_over, may_move
-from gateway.quarantine import ENGINES_LOST_MAX, Quarantine
+from gateway.failover import DIED, Interrupted, failure_of, may_fail_over, may_move
+from gateway.quarantine import Quarantine
 from gateway.route import route
 from gateway.stream.meter import ProtocolViolation
 from gateway.stream.meter_plain import PlainMeter
@@ -168,8 +168,8 @@ class Forwarder:
         instance = exchange.attempt.instance
         # No request kills a provider, which closes connections for reasons of its own.
         died = exchange.tried[instance.instance] = kind in DIED and not instance.is_provider
-        if died and engines_lost(exchange) == ENGINES_LOST_MAX:
-            self._quarantine.add(exchange)
+        if died:
+            self._quarantine.died_with(exchange)
         breakers, now = self._engines.breakers, time.monotonic()
         if kind == REFUSED_US:
             breakers.refused(instance, now)
@@ -344,9 +344,8 @@ class Forwarder:
                 if meter.aborted:
                     self._flush_tail(exchange, client, last)
         else:
-            exchange.mark_delivered()
+            self._complete(exchange)
             self._engines.progress.first_token(exchange.attempt, exchange.delivery.first_token_at)
-            self._settle(exchange, Ending.COMPLETE, 200)
             client.end(last)
         await self._finish_framing(connection, failed=meter.failed)
         if interrupted is None:
@@ -434,6 +433,10 @@ class Forwarder:
             return
         if meter.failed or meter.aborted:
             raise EngineFailed
+        self._complete(exchange)
+        client.send_json(answer)
+
+    def _complete(self, exchange: Exchange) -> None:
         exchange.mark_delivered()
         self._settle(exchange, Ending.COMPLETE, 200)
-        client.send_json(answer)
+        self._quarantine.answered(exchange)

@@ -1,8 +1,9 @@
-"""Requests that were running on two engines when these died are not tried again for a while: one of them may
+"""Requests with which two engines died, one after the other, are not tried again for a while: one of them may
 be what kills engines.
 
 A request is known by a keyed hash of its tenant, route and body, so that neither Redis nor a log has its
-content. Gateways share these hashes through Redis; each reads them once a second.
+content. Gateways share through Redis which engines died with it; each reads that once a second. A request
+that an engine answers to its end kills none, and is forgotten.
 """
 
 import hashlib
@@ -34,35 +35,57 @@ class Quarantine:
         self._redis = redis
         self._salt = salt
         self._now_ms = now_ms
-        self._held: dict[str, int] = {}
+        # By request, the engines that died with it, and until when that counts.
+        self._died: dict[str, dict[str, int]] = {}
 
     def check(self, parsed: ParsedRequest, tenant: str) -> None:
         """Raises RequestQuarantined for a request that is in it."""
-        if not self._held:
+        if not self._died:
             return
-        left_ms = self._held.get(self._digest(parsed, tenant), 0) - self._now_ms()
-        if left_ms > 0:
-            raise RequestQuarantined(left_ms)
+        died = self._died.get(self._digest(parsed, tenant), {})
+        if len(died) >= ENGINES_LOST_MAX:
+            left_ms = sorted(died.values())[-ENGINES_LOST_MAX] - self._now_ms()
+            if left_ms > 0:
+                raise RequestQuarantined(left_ms)
 
-    def add(self, exchange: Exchange) -> None:
-        """Put it in, for all gateways. Best effort: nothing waits for Redis."""
-        first = exchange.first_part
-        digest = self._digest(first.parsed, first.head.tenant)
-        until_ms = self._held[digest] = self._now_ms() + QUARANTINE_MS
-        log.error(
-            "a request was on two engines when they died: it is not tried again for now",
-            extra={"request_id": first.request_id, "for_s": QUARANTINE_MS // 1000},
+    def died_with(self, exchange: Exchange) -> None:
+        """Note, for all gateways, that its engine died. Best effort: nothing waits for Redis."""
+        first, instance = exchange.first_part, exchange.attempt.instance
+        digest, engine = (
+            self._digest(first.parsed, first.head.tenant),
+            f"{instance.instance}/{instance.epoch}",
         )
-        self._redis.send("ZADD", redis_keys.QUARANTINE, until_ms, digest)
+        until_ms = self._now_ms() + QUARANTINE_MS
+        died = self._died.setdefault(digest, {})
+        died[engine] = until_ms
+        if len(died) >= ENGINES_LOST_MAX:
+            log.error(
+                "two engines died with a request: it is not tried again for now",
+                extra={"request_id": first.request_id, "for_s": QUARANTINE_MS // 1000},
+            )
+        self._redis.send("ZADD", redis_keys.QUARANTINE, until_ms, f"{digest} {engine}")
         self._redis.send("ZREMRANGEBYRANK", redis_keys.QUARANTINE, 0, -_HELD_MAX - 1)
         self._redis.send("PEXPIRE", redis_keys.QUARANTINE, QUARANTINE_MS)
 
+    def answered(self, exchange: Exchange) -> None:
+        """Forget it: an engine has answered it to its end."""
+        if not self._died:
+            return
+        first = exchange.first_part
+        digest = self._digest(first.parsed, first.head.tenant)
+        if died := self._died.pop(digest, None):
+            self._redis.send("ZREM", redis_keys.QUARANTINE, *(f"{digest} {engine}" for engine in died))
+
     async def refresh(self) -> None:
-        """Read what other gateways have put in. Raises RedisUnavailable."""
+        """Read what other gateways have noted. Raises RedisUnavailable."""
         raw = await self._redis.execute(
             "ZRANGE", redis_keys.QUARANTINE, self._now_ms(), "+inf", "BYSCORE", "WITHSCORES"
         )
-        self._held = {digest.decode(): int(until) for digest, until in zip(raw[::2], raw[1::2], strict=True)}
+        died: dict[str, dict[str, int]] = {}
+        for noted, until_ms in zip(raw[::2], raw[1::2], strict=True):
+            digest, _, engine = noted.decode().partition(" ")
+            died.setdefault(digest, {})[engine] = int(until_ms)
+        self._died = died
 
     def _digest(self, parsed: ParsedRequest, tenant: str) -> str:
         said = orjson.dumps([parsed.route.name.value, parsed.model, parsed.body], option=orjson.OPT_SORT_KEYS)

@@ -49,8 +49,8 @@ ROUTING_CHANNEL: Final = "taas:routing"
 # The channel on which workers tell gateways what their engines' prefix caches have lost.
 LOST_CHANNEL: Final = "taas:lost"
 
-# Requests that were on two engines when they died: their keyed hashes (a sorted set, by the time in ms until
-# which they are refused).
+# Requests that were on engines when these died: `HASH INSTANCE/EPOCH`, the hash keyed (a sorted set, by the
+# time in ms until which that counts).
 QUARANTINE: Final = "taas:quarantine"
 
 # The usage stream: one consumer group, one field an entry.

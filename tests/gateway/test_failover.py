@@ -139,7 +139,7 @@ def test_what_depends_on_the_engines_state_ends_with_one_error_and_costs_nothing
     assert engine.requests() == []
 
 
-def test_a_request_with_which_two_engines_died_is_tried_on_no_third_and_by_no_gateway(
+def test_fault_32_a_request_with_which_two_engines_died_is_tried_on_no_third_and_by_no_gateway(
     dying: SimEngine,
     engine: SimEngine,
     make_engine: EngineMaker,
@@ -172,9 +172,27 @@ def test_a_request_with_which_two_engines_died_is_tried_on_no_third_and_by_no_ga
         assert refused.headers["x-should-retry"] == "false"
         assert ask(gateway, key, "chat", True, max_tokens=TOKENS + 1).done
         assert ask(gateway, other, "chat", True, max_tokens=TOKENS).done
-    (held,) = catalogue.redis.zrange(redis_keys.QUARANTINE, 0, -1)
-    assert len(held) == 64
+    held = catalogue.redis.zrange(redis_keys.QUARANTINE, 0, -1)
+    assert [len(str(each).partition(" ")[0]) for each in held] == [64, 64]
     assert 0 < catalogue.redis.pttl(redis_keys.QUARANTINE) <= 600_000
+
+
+def test_fault_32_a_request_that_is_sent_again_after_an_engine_died_with_it_counts_on(
+    dying: SimEngine, engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    """A message cannot be resumed, so that each time it is sent it meets one engine."""
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    dying.faults("die_after_tokens", "3:reset")
+    assert ask(gateway, key, "messages", True).error_code() == "engine_failed"
+    assert ask(gateway, key, "messages", True).done, "an engine lives with it"
+    for one in (engine, dying):
+        one.faults("die_after_tokens", "3:reset", count=None)
+    answers = [ask(gateway, key, "messages", True) for _ in range(4)]
+    assert [answer.error_code() for answer in answers] == ["engine_failed"] * 2 + ["request_quarantined"] * 2
+    assert ask(gateway, key, "messages", True, max_tokens=7).error_code() == "engine_failed", (
+        "another request"
+    )
 
 
 def test_a_request_that_three_engines_refuse_to_go_on_with_is_tried_on_no_fourth(
