@@ -92,16 +92,15 @@ class Autoscaler:
         measured = seen.calibrations.get(pool)
         slots = SLOTS_GUESSED if measured is None else max(1, measured.sequences)
         ours = {entry.instance for entry in seen.registered if entry.pool == pool and not entry.is_provider}
-        sequences = 0
+        sequences = flex = 0
         for cell in seen.cells:
             if cell.pool == pool:
                 state = read_state(self._client, cell.cell, [])
-                sequences += state.on_demand_requests + sum(
-                    flight.reserved + flight.on_demand
-                    for instance, flight in state.in_flight.items()
-                    if instance in ours
-                )
-        return Load(sequences, slots, woken=bool(self._client.exists(redis_keys.wanted(pool))))
+                flights = [flight for instance, flight in state.in_flight.items() if instance in ours]
+                sequences += state.on_demand_requests
+                sequences += sum(flight.reserved + flight.on_demand for flight in flights)
+                flex += state.flex_waits + sum(flight.flex for flight in flights)
+        return Load(max(sequences, min(flex, 1)), slots, woken=bool(self._client.exists(redis_keys.wanted(pool))))
 
 
 def _machines(position: Position, scaled: Scaled, now_ms: int) -> int:

@@ -100,6 +100,16 @@ def test_requests_without_an_instance_wake_the_pool(
     assert decision(scaled) == Decision(1, Why.WOKEN)
 
 
+def test_what_runs_on_idle_capacity_alone_keeps_the_last_instance(
+    autoscaler: Autoscaler, scaled: Engine, raw_redis: redis.Redis, shown: dict[str, int]
+) -> None:
+    """Lines of a batch, say: they would be cut off, and wake the pool again at once."""
+    register(raw_redis, "one")
+    raw_redis.hset(redis_keys.flight(POOL), mapping={"f:one": 90})
+    autoscaler.round()
+    assert decision(scaled).instances == 1
+
+
 def test_the_next_leader_gives_up_nothing_that_the_last_one_wanted(
     autoscaler: Autoscaler, scaled: Engine, raw_redis: redis.Redis, shown: dict[str, int]
 ) -> None:
