@@ -100,7 +100,9 @@ class Autoscaler:
                 sequences += state.on_demand_requests
                 sequences += sum(flight.reserved + flight.on_demand for flight in flights)
                 flex += state.flex_waits + sum(flight.flex for flight in flights)
-        return Load(max(sequences, min(flex, 1)), slots, woken=bool(self._client.exists(redis_keys.wanted(pool))))
+        return Load(
+            max(sequences, min(flex, 1)), slots, woken=bool(self._client.exists(redis_keys.wanted(pool)))
+        )
 
 
 def _machines(position: Position, scaled: Scaled, now_ms: int) -> int:

@@ -2,7 +2,7 @@
 that is passed on as it stands is `Raw`, so that no number in it changes.
 """
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec import MsgspecError, Raw, Struct
 from msgspec.json import Decoder
@@ -10,6 +10,8 @@ from msgspec.json import Decoder
 from gateway.stream.meter import ProtocolViolation
 
 T = TypeVar("T")
+# How lines of events without data begin.
+_WITHOUT_DATA: Final = (b":", b"event:", b"id:", b"retry:")
 
 
 class Ending(Struct):
@@ -95,6 +97,11 @@ def read(decoder: Decoder[T], text: bytes) -> T:
 
 
 def data_of(event: bytes) -> bytes:
-    """The data of a server-sent event, empty where it has none. Its type is in the data too."""
-    lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
-    return b"\n".join(lines)
+    """The data of a server-sent event, empty where it has none. Its type is in the data too. Raises
+    ProtocolViolation for what is no event.
+    """
+    lines = event.split(b"\n")
+    data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
+    if not data and not all(line.startswith(_WITHOUT_DATA) for line in lines if line):
+        raise ProtocolViolation("not a stream of events")
+    return b"\n".join(data)

@@ -240,7 +240,28 @@ def test_a_text_that_was_whole_when_its_engine_died_is_not_made_longer(
     assert (event.ending, event.billed.output) == (Ending.ENGINE_DIED, 0)
 
 
-def test_streams_of_an_engine_that_stands_still_go_on_elsewhere(
+def test_fault_41_a_stream_that_was_resumed_and_outlasts_the_drain_is_absorbed_in_all_its_parts(
+    dying: SimEngine,
+    engine: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+) -> None:
+    key, gateway = catalogue.key(catalogue.tenant("ten_a")), start_gateway(TAAS_DRAIN_S="0.5")
+    dying.faults("die_after_tokens", "5:reset")
+    engine.faults("slow_drip", 50, count=None)
+    asked = pool.submit(ask, gateway, key, "chat", True, max_tokens=1000)
+    wait_until(lambda: sum(each["output"] for each in engine.truth().values()) > 1, "second part")
+    assert gateway.terminate() == 0
+    answer = asked.result(timeout=30)
+    assert answer.error_code() == "gateway_stopped"
+    for event in parts_of(catalogue, answer, 2):
+        assert (event.ending, event.billed.prompt, event.billed.output) == (Ending.GATEWAY_STOPPED, 0, 0)
+        assert event.absorbed.output == event.produced.output > 0
+    assert catalogue.redis.zcard(redis_keys.open_requests("sim")) == 0
+
+
+def test_fault_33_streams_of_an_engine_that_stands_still_go_on_elsewhere(
     make_engine: EngineMaker,
     engine: SimEngine,
     catalogue: Catalogue,

@@ -14,8 +14,11 @@ from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGatewa
 from tests.fixtures.provider import PROVIDER_KEY, ProviderMaker, SimProvider
 from tests.fixtures.secure_stores import Certificates
 from tests.gateway.asking import ask, body, the_event
+from tests.gateway.test_faults_in_stream import WITHOUT_TOKENS
+from tests.gateway.test_providers import assert_nothing_of_the_provider
 
 DIALECTS = [("openai", "chat"), ("anthropic", "messages")]
+PROTOCOL = 502, "upstream_protocol_error", "protocol_error", 0, 0
 BUSY = {"running": 50, "waiting": 0, "kv_usage": 0.5}
 
 
@@ -163,6 +166,23 @@ def test_fault_32_a_stream_that_is_cut_off_ends_with_an_error_and_without_a_bill
     assert (event.ending, event.usage_source) == ("engine_died", "counted")
     assert (event.billed.prompt, event.billed.output) == (0, 0)
     assert event.produced.output > 0
+
+
+@pytest.mark.parametrize(("dialect", "route"), [*DIALECTS, ("openai", "messages"), ("anthropic", "chat")])
+def test_faults_28_and_29_what_is_no_answer_is_an_error_and_costs_nothing(
+    site, catalogue: Catalogue, dialect: str, route: str
+) -> None:
+    here = site(dialect)
+    wrong = [(stream, "garbage", kind) for stream in (True, False) for kind in WITHOUT_TOKENS]
+    for stream, *fault in [*wrong, (True, "end_without_done", "3"), (True, "end_without_done", "")]:
+        here.first.faults(*fault)
+        answer = ask(here.gateway, here.key, route, stream)
+        event = the_event(catalogue, answer)
+        got = answer.status, answer.error_code(), event.ending, event.billed.prompt, event.billed.output
+        begun = fault[0] == "end_without_done"
+        assert got == ((200, "engine_failed", "engine_died", 0, 0) if begun else PROTOCOL), (stream, fault)
+        assert_nothing_of_the_provider(answer)
+        assert ask(here.gateway, here.key, route).status == 200  # else its breaker would open
 
 
 @pytest.mark.parametrize(("dialect", "route"), DIALECTS)
