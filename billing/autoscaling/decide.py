@@ -48,9 +48,9 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Of a pool: `sequences` that run or wait; those of class flex, which have idle capacity only, count as one
-    if there are no others, because an empty pool has none. `slots` of one instance; and whether requests wait
-    for an instance to be started.
+    """Of a pool: `sequences` that run or wait; those of class flex, which have idle capacity only, count as
+    one if there are no others, because an empty pool has none. `slots` of one instance; and whether requests
+    wait for an instance to be started.
     """
 
     sequences: int
