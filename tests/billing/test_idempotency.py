@@ -70,7 +70,7 @@ def test_a_second_one_is_refused_while_the_first_runs_and_after_it(database: Eng
             first.commit()
 
 
-def test_an_answer_that_never_came_is_told_as_lost(database: Engine):
+def test_fault_22_an_answer_that_never_came_is_told_as_lost(database: Engine):
     with database.begin() as connection:
         carry_out(connection, CLAIM)
     with database.begin() as connection:

@@ -23,7 +23,7 @@ def names(admin: TestClient) -> list[str]:
     return [row["name"] for row in admin.get("/admin/v1/tenants").json()["data"]]
 
 
-def test_the_same_again_gets_the_first_answer_and_changes_nothing(admin: TestClient):
+def test_fault_22_the_same_again_gets_the_first_answer_and_changes_nothing(admin: TestClient):
     first = post(admin, "tenants", "k-1", name="acme")
     assert first.status_code == 201
     assert "idempotent-replayed" not in first.headers
@@ -105,7 +105,7 @@ def test_other_methods_take_no_key(admin: TestClient):
     assert admin.get("/admin/v1/tenants/acme", headers=headers).json()["weight"] == 2
 
 
-def test_many_at_once_at_two_processes_do_it_once(
+def test_fault_22_many_at_once_at_two_processes_do_it_once(
     admin: TestClient, database: Engine, raw_redis: redis.Redis
 ):
     """The two apps share nothing but the stores, as two processes do."""

@@ -89,7 +89,7 @@ def test_the_load_of_an_engine_added_by_hand_is_shown_and_nothing_else_changes(
     step_until(watch, lambda: shown(raw_redis).load.running == 0)
 
 
-def test_one_that_refuses_is_down_until_it_answers_again(
+def test_fault_33_one_that_refuses_is_down_until_it_answers_again(
     raw_redis: redis.Redis, watch: EngineWatch, gone: ScriptedEngine
 ) -> None:
     register(raw_redis, gone)

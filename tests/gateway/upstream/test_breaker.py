@@ -93,7 +93,7 @@ def test_a_probe_without_a_verdict_makes_way_for_another() -> None:
     assert breakers.lets_through(INSTANCE, LATER + breaker.PROBE_S)
 
 
-def test_one_that_answers_and_then_fails_opens_at_once() -> None:
+def test_fault_33_one_that_answers_and_then_fails_opens_at_once() -> None:
     breakers, _ = opened()
     assert breakers.lets_through(INSTANCE, LATER)
     breakers.answered(INSTANCE)
