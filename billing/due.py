@@ -11,6 +11,7 @@ from typing import Final
 from sqlalchemy import Engine
 
 from billing.allocator.supply import SupplyState, select_supply_state
+from billing.catalogue import budgets
 from billing.catalogue.projection import ProjectionState, select_state
 from billing.contracts.store import select_any_due
 from billing.reclaims.store import select_any_open
@@ -23,11 +24,12 @@ _SHARED_S: Final = 0.1
 @dataclass(frozen=True, slots=True)
 class Due:
     """`contracts`: a contract's state is behind the clock. `reclaims`: a reclaim takes machines, now or
-    later.
+    later. `budgets`: a period or a raise of a budget has ended.
     """
 
     contracts: bool
     reclaims: bool
+    budgets: bool
     projection: ProjectionState
     supply: SupplyState
 
@@ -53,6 +55,7 @@ class DueReader:
             due = Due(
                 row.contracts,
                 row.reclaims,
+                row.budgets,
                 ProjectionState(row.source, row.version, row.waits),
                 SupplyState(row.models, row.model_changed_ms, row.calibrations, row.sold),
             )
@@ -63,5 +66,6 @@ class DueReader:
 _DUE: Final = select_state().add_columns(
     select_any_due().scalar_subquery().label("contracts"),
     select_any_open().scalar_subquery().label("reclaims"),
+    budgets.select_any_due().scalar_subquery().label("budgets"),
     *select_supply_state(NOW_MS).selected_columns,
 )

@@ -22,6 +22,7 @@ from billing.api.app import build_app
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.run import Auditor
 from billing.autoscaling.autoscaler import Autoscaler
+from billing.catalogue.budgets import begin_periods
 from billing.catalogue.projection import KEEP_UP_INTERVAL_MS, Projector
 from billing.cell.execute import forget_other_versions
 from billing.contracts import store
@@ -33,6 +34,7 @@ from billing.fleet.lapsed_instances import forget_lapsed
 from billing.idempotency import forget_old
 from billing.inventory import read_inventory
 from billing.leadership import LeadersRounds
+from billing.ledger.budget_spent import recount
 from billing.loop import Loop, Seldom
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
@@ -42,6 +44,7 @@ from billing.redis_watch import REDIS_WATCH_INTERVAL_MS, RedisWatch
 from billing.settings import BillingSettings
 from billing.usage.busy_cells import BusyCells
 from billing.usage.consumer import MORE_WAITS, Consumer
+from billing.usage.held_budgets import SWEEP_INTERVAL_MS, sweep
 from billing.usage.reap import Reaper
 from billing.wire.metrics_page import MetricsPage
 from billing.wire.redis_address import parse_redis_url
@@ -263,6 +266,12 @@ def _loops(
         interval_ms=_INVENTORY_INTERVAL_MS,
     )
 
+    held = LeadersRounds(
+        metrics.shared.leads,
+        lambda: sweep(stores.loops_engine, client),
+        interval_ms=SWEEP_INTERVAL_MS,
+    )
+
     return [
         Loop("consumer", consume, interval_ms=0, rest_ms=settings.usage_poll_ms, metrics=metrics),
         Loop("claims", claim, interval_ms=max(100, settings.usage_claim_idle_ms // 2), metrics=metrics),
@@ -276,6 +285,7 @@ def _loops(
         ),
         Loop("autoscaling", autoscaling.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
         Loop("inventory", inventory.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
+        Loop("held-budgets", held.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
     ]
 
 
@@ -295,6 +305,9 @@ def _capacity_loops(
         if due.contracts:
             with engine.begin() as connection:
                 advance(connection, store.now_ms(connection))
+        if due.budgets:
+            with engine.begin() as connection:
+                recount(connection, begin_periods(connection, store.now_ms(connection)))
         return due.reclaims and reclaimer.step()
 
     def keep_up() -> bool:

@@ -15,6 +15,7 @@ from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import CapacityClass, EventHead
 from gateway.authenticate import Caller
 from gateway.body import read_body
+from gateway.budgets import Budgets
 from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.entries import Model, Tenant
 from gateway.catalogue.feed import Catalogue
@@ -37,7 +38,7 @@ from gateway.protocol import check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
 from gateway.quarantine import Quarantine
 from gateway.request import ParsedRequest, RouteSpec
-from gateway.reserve import Reserver, first_cost_mu
+from gateway.reserve import Reserver, first_cost_mu, most_output
 from gateway.resume import Resumer
 from gateway.route import CANDIDATES_MAX, candidates, ready
 from gateway.routing.choice import Choice
@@ -71,6 +72,7 @@ class InferenceApi:
     router: Router
     quarantine: Quarantine
     cache_salt: Callable[[str], str]
+    budgets: Budgets
     reserver: Reserver
     forwarder: Forwarder
     settle: Settle
@@ -152,6 +154,9 @@ class InferenceApi:
         )
         exchange = self._exchange(request, found[0], choice)
         with _Settling(self, exchange, client):
+            if tenant.budgets:
+                output_tokens = most_output(parsed, model.default_max_tokens)
+                await self.budgets.hold(exchange, parsed.input_tokens_estimate, output_tokens)
             cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
             reservation = await self.reserver.reserve(
                 exchange, cost_mu, found, lambda: self._candidates(model, route, choice)
@@ -166,7 +171,10 @@ class InferenceApi:
 
     def settle_failed(self, exchange: Exchange, error: BaseException, client: Client) -> None:
         """Settle an exchange that failed. Do nothing if it was never admitted, or is settled already."""
-        if exchange.is_over or exchange.request_id not in self.open_exchanges:
+        if exchange.is_over:
+            return
+        if exchange.request_id not in self.open_exchanges:
+            self.budgets.release(exchange)
             return
         if isinstance(error, GatewayError):
             self.settle(exchange, ending_of(exchange, error), 200 if client.started else error.status)

@@ -28,6 +28,7 @@ from gateway.api import InferenceApi, Receive, Scope, Send
 from gateway.authenticate import authenticate
 from gateway.batch_lines import LINE_ROUTES, serving_lines
 from gateway.batches import batch_router
+from gateway.budgets import Budgets
 from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.cache_salts import CacheSalts
 from gateway.catalogue.feed import Catalogue
@@ -118,14 +119,11 @@ class Stages:
             self._redis, self._cache_salt, now_ms=lambda: self.clock.at_ms(time.monotonic())
         )
         self._pacer = Pacer(self._redis)
+        self._budgets = Budgets(self._redis)
         self._settler = Settler(
-            self._redis,
-            self._journal,
-            metrics,
-            self.open_exchanges,
-            self._pacer,
-            unsynced=self._unsynced,
-        )
+            self._redis, self._journal, metrics, self.open_exchanges, self._pacer,
+            unsynced=self._unsynced, budgets=self._budgets,
+        )  # fmt: skip
         self._lifecycle = lifecycle
         self.readiness, self._housekeeping = self._observers(outage)
         reserver = Reserver(
@@ -214,6 +212,7 @@ class Stages:
             router=self._router,
             quarantine=self._quarantine,
             cache_salt=self._cache_salt,
+            budgets=self._budgets,
             reserver=reserver,
             resumer=Resumer(reserver, self._checkpointer, settle),
             forwarder=forwarder,

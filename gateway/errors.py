@@ -21,6 +21,7 @@ Written out in either dialect.
     ├── RouteNotFound                     404 route_not_found
     ├── MethodNotAllowed                  405 method_not_allowed
     ├── QuotaExceeded                     429 rate_limit_exceeded
+    │   └── BudgetUsedUp                  429 insufficient_quota
     ├── TryLater                          503
     │   ├── Overloaded                    503 overloaded
     │   ├── ReceivingFull                 503 receiving_full
@@ -40,6 +41,7 @@ caller, not for logs: log `code`. Knows no HTTP server: headers are pairs of byt
 by themselves: 408, 409, 429 and ≥ 500.
 """
 
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -279,6 +281,25 @@ class QuotaExceeded(GatewayError):
         self.retry_after_ms = retry_after_ms
         if retry_after_ms is None or retry_after_ms > RETRY_AFTER_MS_MAX:
             self.should_retry = False
+
+
+class BudgetUsedUp(QuotaExceeded):
+    """What a budget allows in its period is spent. `until_ms`: when its next period begins, None for
+    never.
+    """
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, until_ms: int | None) -> None:
+        again = ""
+        if until_ms is not None:
+            moment = datetime.fromtimestamp(-(-until_ms // 1000), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            again = f" It begins again at {moment}."
+        GatewayError.__init__(self, f"A budget is used up.{again}")
+        self.limit = "budget"
+        self.limit_headers = []
+        self.should_retry = False
 
 
 class TryLater(GatewayError):

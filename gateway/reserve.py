@@ -122,10 +122,14 @@ def most_tokens(parsed: ParsedRequest, default_max_tokens: int) -> int:
     """
     if not parsed.route.metered:
         return 0
-    output_tokens = (
-        (parsed.max_output_tokens or default_max_tokens) * parsed.samples if parsed.route.generates else 0
-    )
-    return parsed.input_tokens_estimate + output_tokens
+    return parsed.input_tokens_estimate + most_output(parsed, default_max_tokens)
+
+
+def most_output(parsed: ParsedRequest, default_max_tokens: int) -> int:
+    """The largest possible output, in tokens."""
+    if not parsed.route.generates:
+        return 0
+    return (parsed.max_output_tokens or default_max_tokens) * parsed.samples
 
 
 def died_event(head: EventHead, ended_ms: int) -> UsageEvent:

@@ -19,6 +19,7 @@ from billing.wire.attribution import attribute, charged
 from billing.wire.ending import BILLED_ENDINGS, Ending
 from billing.wire.tokens import Delivered, Tokens
 from billing.wire.usage_event import UsageEvent, UsageSource
+from gateway.budgets import Budgets
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
 from gateway.protocol.ignored import kept_names
@@ -104,6 +105,7 @@ class Settler:
         pacer: Pacer,
         *,
         unsynced: UnsyncedSettles,
+        budgets: Budgets,
     ) -> None:
         self._redis = redis
         self._journal = journal
@@ -111,6 +113,7 @@ class Settler:
         self._open = open_exchanges
         self._pacer = pacer
         self._unsynced = unsynced
+        self._budgets = budgets
         self._settling = 0
 
     def settle(self, exchange: Exchange, ending: Ending, http_status: int) -> None:
@@ -119,10 +122,11 @@ class Settler:
         """
         event = self._settle_part(exchange, ending, http_status)
         # The earlier parts of a request that was preempted and resumed get the same ending.
-        previous = exchange.previous
+        first, previous, billed = exchange, exchange.previous, [event.billed]
         while previous is not None:
-            self._settle_part(previous, ending, http_status)
-            previous = previous.previous
+            billed.append(self._settle_part(previous, ending, http_status).billed)
+            first, previous = previous, previous.previous
+        self._budgets.settled(first, billed)
         self._record_request(exchange, event)
 
     def _settle_part(self, exchange: Exchange, ending: Ending, http_status: int) -> UsageEvent:

@@ -15,6 +15,7 @@ from billing.api import (
     adapters,
     autoscaling,
     batches,
+    budgets,
     calibrations,
     capacity,
     contracts,
@@ -52,9 +53,9 @@ from billing.settings import BillingSettings
 from billing.wire.certificates import checked_by
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
-    docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router,
-    instances.router, prices.router, cost_prices.router, usage.router, requests.router, pools.router,
-    calibrations.router, contracts.router, reclaims.router, plan.router, capacity.router,
+    docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, budgets.router,
+    models.router, instances.router, prices.router, cost_prices.router, usage.router, requests.router,
+    pools.router, calibrations.router, contracts.router, reclaims.router, plan.router, capacity.router,
     scrape_targets.router, evidence.router, restarts.router, adapters.router, launches.router,
     autoscaling.router, batches.router,
 )  # fmt: skip

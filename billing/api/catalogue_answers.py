@@ -24,6 +24,7 @@ class TenantAnswer(Answer):
     on_demand: bool
     redis_down: RedisDown
     weight: int
+    time_zone: str
     created_ms: Ms
     updated_ms: Ms
 

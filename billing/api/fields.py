@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from billing.catalogue.budget_periods import time_zones
 from billing.catalogue.limits import ANY_MODEL
 from billing.catalogue.names import NAME_CHARS_MAX, check_model_name, check_name, check_tenant_name
 
@@ -47,6 +48,12 @@ def _moment(given: object) -> object:
         raise ValueError(MOMENT_FORMS) from exc
 
 
+def _time_zone(name: str) -> str:
+    if name not in time_zones():
+        raise ValueError("a time zone is a name such as UTC or Europe/Berlin")
+    return name
+
+
 _NAME_SCHEMA: Final = {"type": "string", "minLength": 1, "maxLength": NAME_CHARS_MAX}
 Name = Annotated[
     str, AfterValidator(check_name), WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^[A-Za-z0-9._/-]+$"})
@@ -66,6 +73,9 @@ ModelOrAny = Annotated[
     str,
     AfterValidator(_name_or_any),
     WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^(\*|[A-Za-z0-9._/-]+(:[A-Za-z0-9._/-]+)?)$"}),
+]
+TimeZone = Annotated[
+    str, AfterValidator(_time_zone), WithJsonSchema({"type": "string", "examples": ["UTC", "Europe/Berlin"]})
 ]
 Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^[\x21-\x7e]+$")]

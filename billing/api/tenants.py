@@ -9,13 +9,14 @@ from sqlalchemy import Connection
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import TenantAnswer
 from billing.api.control import Control
-from billing.api.fields import Body, NamePath, TenantName
+from billing.api.fields import Body, NamePath, TenantName, TimeZone
 from billing.api.paging import NameContains, PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.api.tenant_shapes import RedisDown, Refuse, without_default
-from billing.catalogue import tenants
+from billing.catalogue import budgets, tenants
 from billing.catalogue.tenants import Kind, Status, Tenant
 from billing.contracts import store
+from billing.ledger.budget_spent import recount
 from billing.refusals import Conflict, Invalid
 
 router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"], dependencies=[KNOWN_QUERY])
@@ -35,6 +36,7 @@ class NewTenant(Body):
     # Generators of clients do not understand a default that is an object.
     redis_down: RedisDown = Field(Refuse(policy="refuse"), json_schema_extra=without_default)
     weight: Weight = 1
+    time_zone: TimeZone = "UTC"
 
 
 class TenantChange(Body):
@@ -47,6 +49,7 @@ class TenantChange(Body):
     on_demand: bool | None = None
     redis_down: RedisDown | None = None
     weight: Weight | None = None
+    time_zone: TimeZone | None = None
     stop_streams: bool = False
 
 
@@ -62,6 +65,7 @@ def create(body: NewTenant, control: Control, response: Response) -> dict[str, A
             on_demand=body.on_demand,
             redis_down=redis_down,
             weight=body.weight,
+            time_zone=body.time_zone,
         )
     return shown(made)
 
@@ -108,7 +112,11 @@ def change(tenant: NamePath, body: TenantChange, control: Control, response: Res
             on_demand=body.on_demand,
             redis_down=None if body.redis_down is None else body.redis_down.model_dump(),
             weight=body.weight,
+            time_zone=body.time_zone,
         )
+        if body.time_zone is not None:
+            moved = budgets.move_to_zone(connection, changed.tenant_id, store.now_ms(connection))
+            recount(connection, moved)
         if body.stop_streams:
             tenants.stop_streams(connection, changed.tenant_id)
     return shown(changed)
@@ -137,6 +145,7 @@ def shown(tenant: Tenant) -> dict[str, Any]:
         "on_demand": tenant.on_demand,
         "redis_down": tenant.redis_down,
         "weight": tenant.weight,
+        "time_zone": tenant.time_zone,
         "created_ms": tenant.created_ms,
         "updated_ms": tenant.updated_ms,
     }

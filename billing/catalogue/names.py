@@ -19,6 +19,7 @@ _ID_BYTES: Final = 12
 TENANT_PREFIX: Final = "ten_"
 PROJECT_PREFIX: Final = "prj_"
 KEY_PREFIX: Final = "key_"
+BUDGET_PREFIX: Final = "bud_"
 INSTANCE_PREFIX: Final = "ins-"
 
 

@@ -14,12 +14,12 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Connection, Select, select, true
 from sqlalchemy.dialects.postgresql import distinct_on
 
-from billing.catalogue import adapters, models
+from billing.catalogue import adapters, budgets, models
 from billing.catalogue.instances import DRAIN_MS
-from billing.catalogue.price_book import for_sale_from
+from billing.catalogue.price_book import for_sale_from, list_prices
 from billing.schema.capacity import autoscaling, calibration, reclaim
 from billing.schema.catalogue import api_key, instance, project, quota_limit, tenant
-from billing.schema.clock import NOW_MS
+from billing.schema.clock import NOW_MS, database_now_ms
 from billing.wire.engine_kinds import is_provider
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus, lease_of
 from billing.wire.limits import NAMES
@@ -47,6 +47,7 @@ class ModelEntries:
 def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> Entries:
     """Projections of tenants by id."""
     limits = _limits(connection, quota_limit.c.tenant_id, quota_limit.c.key_id.is_(None), tenant_ids)
+    found_budgets = budgets.of_tenants(connection, tenant_ids)
     return {
         row.tenant_id: _json(
             {
@@ -58,6 +59,10 @@ def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> 
                 "redis_down": row.redis_down,
                 "weight": row.weight,
                 "limits": limits[row.tenant_id],
+                "budgets": [
+                    {"budget": each.budget_id, "project": each.project_id, "key_id": each.key_id}
+                    for each in found_budgets.get(row.tenant_id, ())
+                ],
             }
         )
         for row in connection.execute(_among(select(tenant), tenant.c.tenant_id, tenant_ids))
@@ -95,6 +100,7 @@ def read_models(connection: Connection, names: Collection[str] | None) -> ModelE
     """Projections of models by name, retired ones too."""
     found = [model for model in models.list_all(connection) if names is None or model.name in names]
     for_sale, capacity = for_sale_from(connection), _capacities(connection)
+    prices = _prices(connection)
     paths = adapters.read_paths(connection)
     may_be_empty = set(connection.scalars(select(autoscaling.c.pool).where(autoscaling.c.least == 0)))
     return ModelEntries(
@@ -104,6 +110,7 @@ def read_models(connection: Connection, names: Collection[str] | None) -> ModelE
                 for_sale.get(model.name),
                 capacity.get(model.pool),
                 paths.get(model.name, {}),
+                prices.get(model.name, []),
                 wakes=model.pool in may_be_empty,
             )
             for model in found
@@ -166,11 +173,30 @@ def _capacities(connection: Connection) -> dict[str, int]:
     return {row.pool: row.capacity_mu_s for row in connection.execute(query)}
 
 
+def _prices(connection: Connection) -> dict[str, list[list[int]]]:
+    """Of each model, the price that holds now and later ones, the newest first: when it begins in ms, and
+    pico-dollars for a token of input, of cached input, of output and written into a cache.
+    """
+    now_ms = database_now_ms(connection)
+    found: dict[str, list[list[int]]] = {}
+    for price in list_prices(connection):
+        there = found.setdefault(price.model, [])
+        if not there or there[-1][0] > now_ms:
+            there.append(
+                [
+                    price.valid_from_ms, price.input_picousd, price.cached_input_picousd,
+                    price.output_picousd, price.written_picousd,
+                ]
+            )  # fmt: skip
+    return found
+
+
 def _model(
     model: models.Model,
     for_sale_from_ms: int | None,
     capacity_mu_s: int | None,
     adapter_paths: Mapping[str, str],
+    prices: list[list[int]],
     *,
     wakes: bool,
 ) -> str:
@@ -192,6 +218,7 @@ def _model(
             "status": model.status,
             "max_body_bytes": model.max_body_bytes,
             "for_sale_from_ms": for_sale_from_ms,
+            "prices": prices,
             "capacity_mu_s": capacity_mu_s,
             "adapters": adapter_paths,
             "wakes": wakes,

@@ -18,7 +18,7 @@ import redis
 from sqlalchemy import Connection, Engine, Select, exists, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from billing.catalogue import outbox, projected
+from billing.catalogue import budget_publication, outbox, projected
 from billing.catalogue.outbox import CatalogueChange, ChangeKind
 from billing.schema.catalogue import projection_outbox, projection_state
 from billing.schema.locks import AdvisoryLock
@@ -112,6 +112,10 @@ class Projector:
         with self._engine.begin() as connection:
             marker = _lock(connection)
             changes = outbox.pending(connection, _CHANGES_MAX)
+            changed = [change.subject for change in changes if change.kind is ChangeKind.TENANT]
+            if changed:
+                # Before the tenant's entry, by which gateways know that it has budgets.
+                budget_publication.publish(self._client, connection, set(changed))
             with self._client.pipeline(transaction=True) as pipe:
                 # Redis may be emptied between this reading and the write. Then the write fails, and the
                 # caller tries again.
@@ -141,6 +145,7 @@ class Projector:
         models = projected.read_models(connection, None)
         instances = projected.read_instances(connection, None)
         drained = projected.read_drained(connection, None)
+        budget_publication.publish(self._client, connection, None)
         with self._client.pipeline(transaction=True) as pipe:
             _watch(pipe)
             stale = [

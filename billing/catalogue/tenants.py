@@ -28,7 +28,7 @@ REFUSE: Final[Mapping[str, Any]] = {"policy": "refuse"}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """One tenant. `redis_down`: its policy while Redis is away (docs/interfaces.md §3). `weight`: its share
-    of what is divided fairly.
+    of what is divided fairly. `time_zone`: where its days and months begin, as in `Europe/Berlin`.
     """
 
     tenant_id: str
@@ -38,6 +38,7 @@ class Tenant:
     on_demand: bool
     redis_down: dict[str, Any]
     weight: int
+    time_zone: str
     created_ms: int
     updated_ms: int
 
@@ -53,6 +54,7 @@ def create(
     on_demand: bool = True,
     redis_down: Mapping[str, Any] = REFUSE,
     weight: int = 1,
+    time_zone: str = "UTC",
 ) -> Tenant:
     """A new tenant, active, with the project `default`. Raises Conflict when the name is taken."""
     row = connection.execute(
@@ -64,6 +66,7 @@ def create(
             on_demand=on_demand,
             redis_down=dict(redis_down),
             weight=weight,
+            time_zone=time_zone,
         )
         .on_conflict_do_nothing(index_elements=["name"])
         .returning(table)
@@ -126,6 +129,7 @@ def change(
     on_demand: bool | None = None,
     redis_down: Mapping[str, Any] | None = None,
     weight: int | None = None,
+    time_zone: str | None = None,
 ) -> Tenant:
     """Set what is given. Raises NotFound, and Conflict where another has that name."""
     tenant_id = find(connection, tenant).tenant_id
@@ -137,6 +141,7 @@ def change(
     wanted = {
         "name": name, "status": status, "on_demand": on_demand,
         "redis_down": None if redis_down is None else dict(redis_down), "weight": weight,
+        "time_zone": time_zone,
     }  # fmt: skip
     given = {column: value for column, value in wanted.items() if value is not None}
     if given:

@@ -124,3 +124,35 @@ class RebuildAsk(TypedDict):
     run: str
     buckets: Sequence[BucketRaise]
     contracts: Sequence[ContractRaise]
+
+
+class BudgetAsk(TypedDict):
+    """What a request holds of its tenant's budgets, in micro-dollars. `budgets`: it begins; without them what
+    it holds changes to `amount`, and 0 ends it. `cell`: where its reservation is.
+    """
+
+    request_id: str
+    amount: int
+    budgets: NotRequired[list[str]]
+    cell: NotRequired[str]
+
+
+class BudgetFigure(TypedDict):
+    """One budget in its current period, [from, until); `until_ms` 0: it has no end. In micro-dollars."""
+
+    budget: str
+    limit: int
+    spent: int
+    from_ms: int
+    until_ms: int
+
+
+class BudgetFigures(TypedDict):
+    """What the ledger says, read at `at_ms`. `all`: the tenant has no other budgets. `recorded`: requests
+    that are in the ledger, or that will never be: they hold nothing more.
+    """
+
+    at_ms: int
+    budgets: list[BudgetFigure]
+    all: bool
+    recorded: list[str]

@@ -307,3 +307,34 @@ def _known(raw: Sequence[Any], statuses: dict[str, Any]) -> str:
     if status not in statuses:
         raise ReplyError(f"the script answered {status!r}")
     return status
+
+
+class BudgetHeld(Value, frozen=True):
+    """The amount is held; or, for a request that holds nothing, nothing has changed."""
+
+    now_ms: int
+
+
+class BudgetFull(Value, frozen=True):
+    """This budget has no room for the amount until `until_ms`, None for ever; or, if it is `busy`, as long as
+    other requests hold what they do.
+    """
+
+    now_ms: int
+    budget: str
+    until_ms: int | None
+    busy: bool
+
+
+class BudgetUnknown(Value, frozen=True):
+    """Redis has lost a budget, and billing has not written it again yet."""
+
+    now_ms: int
+
+
+def parse_budget_hold(raw: Sequence[Any]) -> BudgetHeld | BudgetFull | BudgetUnknown:
+    """Read the reply of `budget_hold`."""
+    status, now_ms = _text(raw[0]), int(raw[1])
+    if status in {"used_up", "busy"}:
+        return BudgetFull(now_ms, _text(raw[2]), int(raw[3]) or None, status == "busy")
+    return BudgetUnknown(now_ms) if status == "unknown" else BudgetHeld(now_ms)

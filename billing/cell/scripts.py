@@ -1,4 +1,5 @@
-"""The scripts of a cell as Redis commands. It owns how their texts are put together; it opens no connection.
+"""The scripts of a cell, and those of budgets, as Redis commands. It owns how their texts are put together;
+it opens no connection.
 
 They are the functions of one library. A command is a complete `FCALL …` for any client; if the server does
 not know the function, the client loads `library().text` and calls again. `billing.cell.asks` has the
@@ -18,6 +19,8 @@ import orjson
 
 from billing.cell.asks import (
     BucketRaise,
+    BudgetAsk,
+    BudgetFigures,
     CheckpointAsk,
     ContractRaise,
     GrantAsk,
@@ -44,6 +47,8 @@ _FOLDER: Final = Path(__file__).parent / "lua"
 # returns such a table, or it is a script: then it returns the function that is called.
 _NEEDS: Final = re.compile(r"^local ([\w,\s]+?) = \.\.\.$", re.MULTILINE)
 SCRIPTS: Final = ("reserve", "settle", "checkpoint", "leave", "grant", "refuse", "reap", "rebuild")
+# Not of a cell: a tenant's budgets hold for all of its requests.
+BUDGET_SCRIPTS: Final = ("budget_hold", "budget_publish")
 # A table that is made here and not in a file.
 _FIELDS: Final = "fields"
 
@@ -130,16 +135,21 @@ class Library:
 def library() -> Library:
     """Each file is run once, when the library is loaded, with the tables that it needs."""
     parts: dict[str, str] = {}
-    for name in SCRIPTS:
+    for name in (*SCRIPTS, *BUDGET_SCRIPTS):
         _add(name, parts)
     body = "\n".join(f"local {name} = {text}" for name, text in parts.items())
     version = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()[:16]
     library_name = LIBRARY_PREFIX + version
-    functions = {name: f"{library_name}_{name}" for name in SCRIPTS}
+    functions = {name: f"{library_name}_{name}" for name in (*SCRIPTS, *BUDGET_SCRIPTS)}
     registered = "\n".join(
-        f"redis.register_function('{functions[name]}', function(keys, args)\n"
-        f"  cell.enter(keys[1])\n  return {name}(keys, args)\nend)"
-        for name in SCRIPTS
+        [
+            *(
+                f"redis.register_function('{functions[name]}', function(keys, args)\n"
+                f"  cell.enter(keys[1])\n  return {name}(keys, args)\nend)"
+                for name in SCRIPTS
+            ),
+            *(f"redis.register_function('{functions[name]}', {name})" for name in BUDGET_SCRIPTS),
+        ]
     )
     return Library(library_name, f"#!lua name={library_name}\n{body}\n{registered}\n", functions)
 
@@ -361,3 +371,20 @@ def reap_call(cell: str, request_id: str, watched_lease_ms: int = 0) -> Command:
     """
     ask = ReapAsk(request_id=request_id, watched_lease_ms=watched_lease_ms)
     return call("reap", (redis_keys.open_requests(cell),), orjson.dumps(ask))
+
+
+def budget_hold_call(
+    tenant: str, request_id: str, *, micro_usd: int, budgets: Sequence[str] = (), cell: str = ""
+) -> Command:
+    """Hold the most that a request may cost against these budgets of its tenant. Without budgets: what the
+    request holds becomes this amount, 0 gives it back.
+    """
+    ask = BudgetAsk(request_id=request_id, amount=micro_usd)
+    if budgets:
+        ask["budgets"], ask["cell"] = list(budgets), cell
+    return call("budget_hold", redis_keys.budget_keys(tenant), orjson.dumps(ask))
+
+
+def budget_publish_call(tenant: str, figures: BudgetFigures) -> Command:
+    """Write what the ledger says of a tenant's budgets."""
+    return call("budget_publish", redis_keys.budget_keys(tenant), orjson.dumps(figures))

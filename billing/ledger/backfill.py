@@ -11,8 +11,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
+from billing.catalogue.budgets import of_tenants
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import hold_prices
+from billing.ledger.budget_spent import recount
 
 # The amount of an event `e` at a price `p`, as `Price.amount` has it.
 AMOUNT: Final = """(
@@ -104,4 +106,6 @@ def backfill(connection: Connection, scope: Scope, *, dry_run: bool) -> Sequence
     ]
     if not dry_run and found:
         connection.execute(text(_PRICE), values)
+        budgets = of_tenants(connection, {due.tenant_id for due in found})
+        recount(connection, [budget for each in budgets.values() for budget in each])
     return found

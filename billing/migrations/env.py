@@ -3,6 +3,7 @@
 from alembic import context
 
 import billing.schema.batches
+import billing.schema.budgets
 import billing.schema.capacity
 import billing.schema.catalogue
 import billing.schema.ledger  # noqa: F401

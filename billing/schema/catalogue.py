@@ -46,6 +46,8 @@ tenant = Table(
     Column("redis_down", JSONB, nullable=False),
     # Its share of what is divided fairly, against the others'.
     Column("weight", Integer, nullable=False, server_default="1"),
+    # Where its days and months begin at midnight.
+    Column("time_zone", Text, nullable=False, server_default="UTC"),
     *_times(),
     CheckConstraint("weight between 1 and 1000", name="weight"),
     CheckConstraint("kind in ('external', 'internal')", name="kind"),

@@ -14,6 +14,8 @@ import redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError
 
+from billing.catalogue import budget_publication
+from billing.ledger.budget_spent import add_spent
 from billing.ledger.entries import ReceivedEvent, Recorded, RejectedEntry, record_events, record_rejected
 from billing.metrics import BillingMetrics
 from billing.usage.busy_cells import BusyCells
@@ -44,6 +46,7 @@ class Consumer:
         busy: BusyCells | None = None,
     ) -> None:
         self._engine = engine
+        self._client = client
         self._busy = busy or BusyCells(client)
         self._streams = UsageStreams(client, name)
         self._batch = batch
@@ -137,6 +140,8 @@ class Consumer:
         try:
             with self._engine.begin() as connection:
                 recorded = record_events(connection, received)
+                ids = _ids_by_tenant(received)
+                budgeted = add_spent(connection, ids, recorded.events)
                 new_rejected = record_rejected(connection, rejected)
         except (DataError, IntegrityError) as exc:
             # The database refuses a value in the batch. One by one, the refused event can be identified.
@@ -154,6 +159,10 @@ class Consumer:
             self._store(received[:middle], origin[:middle], rejected)
             self._store(received[middle:], origin[middle:], [])
             return
+        if budgeted:
+            # If this fails the entries are read again, and then it is done.
+            with self._engine.connect() as connection:
+                budget_publication.publish(self._client, connection, budgeted, ids)
         self._publish(recorded, new_rejected)
 
     def _publish(self, recorded: Recorded, rejected: int) -> None:
@@ -169,3 +178,10 @@ class Consumer:
         if rejected:
             _log.error("%d usage entries could not be read and were set aside", rejected)
             self._metrics.usage_rejected.inc(rejected)
+
+
+def _ids_by_tenant(received: Sequence[ReceivedEvent]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for item in received:
+        found.setdefault(item.event.tenant, []).append(item.event.request_id)
+    return found

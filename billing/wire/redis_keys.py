@@ -153,3 +153,8 @@ def intact(cell: str) -> str:
     ledger.
     """
     return f"{_cell(cell)}:intact"
+
+
+def budget_keys(tenant_id: str) -> tuple[str, str]:
+    """A tenant's budgets, and what its requests hold of them (two hashes with one hash tag)."""
+    return f"{{b:{tenant_id}}}:budgets", f"{{b:{tenant_id}}}:held"

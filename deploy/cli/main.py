@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "project": ("deploy.cli.project", "project"),
     "key": ("deploy.cli.key", "key"),
     "limit": ("deploy.cli.limit", "limit"),
+    "budget": ("deploy.cli.budget", "budget"),
     "model": ("deploy.cli.model", "model"),
     "adapter": ("deploy.cli.adapter", "adapter"),
     "instance": ("deploy.cli.instance", "instance"),

@@ -130,9 +130,15 @@ def resume(name: str, as_json: bool) -> None:
     help="While Redis is away: `refuse`, or `lease:REQUESTS:UNITS` over all gateways together.",
 )
 @click.option("--weight", type=click.IntRange(1, 1000), help="Its weight in fair sharing.")
+@click.option("--time-zone", metavar="ZONE", help="Where its days and months begin, as in Europe/Berlin.")
 @json_option
 def set_fields(
-    name: str, on_demand: bool | None, redis_down: dict[str, Any] | None, weight: int | None, as_json: bool
+    name: str,
+    on_demand: bool | None,
+    redis_down: dict[str, Any] | None,
+    weight: int | None,
+    time_zone: str | None,
+    as_json: bool,
 ) -> None:
     """Change what the tenant NAME may.
 
@@ -140,10 +146,10 @@ def set_fields(
     taas tenant set acme --no-on-demand
     taas tenant set acme --redis-down lease:100:50000
     """
-    body = given(on_demand=on_demand, redis_down=redis_down, weight=weight)
+    body = given(on_demand=on_demand, redis_down=redis_down, weight=weight, time_zone=time_zone)
     if not body:
         raise click.UsageError(
-            "nothing to change: give --on-demand, --no-on-demand, --redis-down or --weight."
+            "nothing to change: give --on-demand, --no-on-demand, --redis-down, --weight or --time-zone."
         )
     _print(call("PATCH", "tenants", name, body=body), as_json)
 
@@ -158,5 +164,6 @@ def _print(tenant: dict[str, Any], as_json: bool) -> None:
     print_fields({
         "tenant": tenant["tenant"], "name": tenant["name"], "kind": tenant["kind"],
         "status": tenant["status"], "on demand": tenant["on_demand"], "weight": tenant["weight"],
-        "while Redis is gone": shown, "created (UTC)": moment("created_ms")(tenant),
+        "time zone": tenant["time_zone"], "while Redis is gone": shown,
+        "created (UTC)": moment("created_ms")(tenant),
     })  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from billing.wire.limits import FIELDS, LimitEntry, Limits
-from billing.wire.tokens import Weights
+from billing.wire.tokens import Tokens, Weights
 
 MILLIUNITS = 1000
 NO_LIMITS = Limits()
@@ -64,9 +64,39 @@ class OutagePolicy:
     milliunits: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class BudgetOf:
+    """A budget of a tenant (`project` and `key_id` None), of one of its projects, or of one of its keys."""
+
+    budget: str
+    project: str | None
+    key_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a token costs from this moment on, in pico-dollars."""
+
+    valid_from_ms: int
+    input: int
+    cached_input: int
+    output: int
+    cache_write: int
+
+    def amount(self, tokens: Tokens) -> int:
+        """What these tokens cost, in pico-dollars."""
+        uncached = tokens.prompt - tokens.cached - tokens.written
+        return (
+            uncached * self.input
+            + tokens.cached * self.cached_input
+            + tokens.written * self.cache_write
+            + tokens.output * self.output
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """Who is billed."""
+    """Who is billed. `budgets`: its own, and those of its projects and keys."""
 
     tenant: str
     kind: str
@@ -75,6 +105,7 @@ class Tenant:
     outage: OutagePolicy
     weight: int
     limits: LimitTable
+    budgets: tuple[BudgetOf, ...] = ()
 
     @classmethod
     def read(cls, raw: bytes) -> "Tenant":
@@ -93,6 +124,10 @@ class Tenant:
                 else OutagePolicy(),
                 weight=max(1, int(entry.get("weight", 1))),
                 limits=LimitTable.read(entry.get("limits") or []),
+                budgets=tuple(
+                    BudgetOf(each["budget"], each["project"], each["key_id"])
+                    for each in entry.get("budgets") or ()
+                ),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("tenant entry") from exc
@@ -136,7 +171,8 @@ class ApiKey:
 class Model:
     """A name that callers ask for. `for_sale_from_ms`: when it has a price from, None for never. An entry
     without this field is for sale. `capacity_mu_s`: what an instance can do, None if it is not calibrated.
-    `wakes`: while it has no instance, its requests may wait for one to be started.
+    `wakes`: while it has no instance, its requests may wait for one to be started. `prices`: those that hold
+    now and later, the last one first.
     """
 
     name: str
@@ -157,6 +193,11 @@ class Model:
     for_sale_from_ms: int | None = 0
     capacity_mu_s: int | None = None
     wakes: bool = False
+    prices: tuple[Price, ...] = ()
+
+    def price_at(self, moment_ms: int) -> Price | None:
+        """What a request that starts then pays; None if there is no price."""
+        return next((each for each in self.prices if each.valid_from_ms <= moment_ms), None)
 
     def for_sale_to(self, tenant: Tenant, now_ms: int) -> bool:
         """Whether it has a price now, or the tenant needs none: internal tenants may use models that are not
@@ -203,6 +244,7 @@ class Model:
                 for_sale_from_ms=entry.get("for_sale_from_ms", 0),
                 capacity_mu_s=_limit(entry.get("capacity_mu_s")),
                 wakes=entry.get("wakes") is True,
+                prices=tuple(Price(*map(int, each)) for each in entry.get("prices") or ()),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("model entry") from exc

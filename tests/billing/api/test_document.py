@@ -177,6 +177,10 @@ def ask_the_catalogue(ask: Checked, database: Engine) -> str:
     ask("DELETE", f"keys/{ask('POST', f'keys/{key}/rotate', overlap_seconds=60)['key_id']}")
     ask("PUT", "limits", tenant="acme", requests_per_minute=5)
     ask("PUT", "limits", key_id=key, concurrency=1)
+    ask("PUT", "budgets", key_id=key, usd="1.00", per="total")
+    raised = {"usd": "1", "until": "2999-01-01T00:00:00Z"}
+    budget = ask("PUT", "budgets", tenant="acme", project="default", usd="5", per="month", raised=raised)
+    ask("DELETE", f"budgets/{budget['budget']}")
     price = {"input": "1", "output": "2"}
     ask("POST", "prices", model="m", **price, **{"from": 1_800_000_000_000})
     later = ask("POST", "prices", model="m", **price, **{"from": "2999-01-01"})["price_id"]
@@ -247,10 +251,9 @@ def test_what_every_operation_answers_is_what_the_document_says(
     ask = Checked(app, admin)
     key = ask_the_catalogue(ask, database)
     draft = ask_about_capacity(ask)
-    for path in ("tenants", "projects", "keys", "limits", "models", "prices", "cost-prices", "pools",
-    "instances", "adapters",
-    "calibrations", "contracts",
-                 "reclaims", "launches", "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02",
+    for path in ("tenants", "projects", "keys", "limits", "budgets", "models", "prices", "cost-prices",
+                 "pools", "instances", "adapters", "calibrations", "contracts", "reclaims", "launches",
+                 "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02",
                  "scrape-targets", "audit", "usage", "usage?by=tenant,model,project,key,class,hour&from=0",
                  "usage?by=day", "usage?by=nothing",
                  "provider-usage?provider=openai&from=2023-11-01&until=2023-12-01", "requests/req_1",

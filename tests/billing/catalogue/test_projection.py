@@ -63,7 +63,7 @@ def test_a_new_tenant_and_its_key_are_in_redis_as_the_contract_says(projector, c
     assert projector.deliver()
     assert entry_of(raw_redis, redis_keys.tenant(tenant.tenant_id)) == {
         "tenant": tenant.tenant_id, "name": "acme", "kind": "internal", "status": "active", "on_demand": True,
-        "redis_down": {"policy": "refuse"}, "weight": 1, "limits": [],
+        "redis_down": {"policy": "refuse"}, "weight": 1, "limits": [], "budgets": [],
     }  # fmt: skip
     assert entry_of(raw_redis, redis_keys.key_of_api_key(api_keys.hash_of(new.secret))) == {
         "key_id": new.key.key_id, "tenant": tenant.tenant_id, "project": new.key.project_id,
@@ -138,8 +138,8 @@ def test_a_model_is_in_redis_as_the_contract_says_and_names_its_cell(projector, 
         "routes": ["chat"], "engine_model": "served", "context_tokens": 4096, "vocabulary_tokens": 50_000,
         "default_max_tokens": 64, "weights": {"version": 1, "w_in_mu": 1, "w_cached_mu": 2, "w_out_mu": 3},
         "chat_template_kwargs": ["enable_thinking"], "created": model.created_ms // 1000, "status": "active",
-        "for_sale_from_ms": None, "max_body_bytes": 8_000_000, "capacity_mu_s": None, "adapters": {},
-        "wakes": False,
+        "for_sale_from_ms": None, "prices": [], "max_body_bytes": 8_000_000, "capacity_mu_s": None,
+        "adapters": {}, "wakes": False,
     }  # fmt: skip
     assert raw_redis.smembers(redis_keys.CELLS) == {b"org/m-1"}
     commit(lambda c: models.change(c, "org/m-1", ModelChange(status="retired", weights=Weights(9, 9, 9))))

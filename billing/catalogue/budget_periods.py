@@ -1,0 +1,54 @@
+"""The periods of budgets: days and months of a time zone. Pure.
+
+A period is [from, until) in ms since the epoch. Each moment is in exactly one, whatever the zone's clocks do.
+"""
+
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from functools import lru_cache
+from zoneinfo import ZoneInfo, available_timezones
+
+
+class Per(StrEnum):
+    """How long a budget's amount lasts. `total`: for ever."""
+
+    DAY = "day"
+    MONTH = "month"
+    TOTAL = "total"
+
+
+@lru_cache(maxsize=1)
+def time_zones() -> frozenset[str]:
+    """The names of all time zones, as in `Europe/Berlin`."""
+    return frozenset(available_timezones())
+
+
+def period_of(per: Per, moment_ms: int, zone: str) -> tuple[int, int | None]:
+    """The period in which this moment is; a total has no end."""
+    if per is Per.TOTAL:
+        return 0, None
+    local = datetime.fromtimestamp(moment_ms / 1000, UTC).astimezone(ZoneInfo(zone)).date()
+    first = local.replace(day=1) if per is Per.MONTH else local
+    # Where clocks go back over midnight, a moment's date may be one before or after its period's.
+    while _begins_ms(first, zone) > moment_ms:
+        first = _before(per, first)
+    while _begins_ms(following := _after(per, first), zone) <= moment_ms:
+        first = following
+    return _begins_ms(first, zone), _begins_ms(_after(per, first), zone)
+
+
+def _after(per: Per, first: date) -> date:
+    return (first + timedelta(days=31)).replace(day=1) if per is Per.MONTH else first + timedelta(days=1)
+
+
+def _before(per: Per, first: date) -> date:
+    day = first - timedelta(days=1)
+    return day.replace(day=1) if per is Per.MONTH else day
+
+
+@lru_cache(maxsize=1024)
+def _begins_ms(day: date, zone: str) -> int:
+    """When a day begins. Where clocks skip its midnight, that is when they do."""
+    midnight = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone))
+    # A skipped midnight is read by the offset before the skip: the same instant as the first time after it.
+    return int(midnight.timestamp()) * 1000

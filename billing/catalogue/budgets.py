@@ -1,0 +1,228 @@
+"""Budgets in SQL: what a tenant, one of its projects or one of its keys may spend in a period. It knows
+neither HTTP nor Redis, and it does not add up what was spent (`billing.ledger.budget_spent`).
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, Select, and_, delete, exists, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from billing.catalogue import api_keys, outbox, projects, tenants
+from billing.catalogue.budget_periods import Per, period_of
+from billing.catalogue.money import Money
+from billing.catalogue.names import BUDGET_PREFIX, new_id
+from billing.catalogue.outbox import ChangeKind
+from billing.page import Order, Page, PageRequest, read_page
+from billing.refusals import Invalid, NotFound
+from billing.schema.budgets import budget as table
+from billing.schema.budgets import budget_spent
+from billing.schema.catalogue import tenant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """One budget in its current period, [from, until). `limit`: its amount, and what it is raised by now."""
+
+    budget_id: str
+    tenant_id: str
+    project_id: str | None
+    key_id: str | None
+    per: Per
+    amount: Money
+    raised: Money | None
+    raised_until_ms: int | None
+    from_ms: int
+    until_ms: int | None
+    zone: str
+    spent: Money
+
+    @property
+    def limit(self) -> Money:
+        return self.amount if self.raised is None else self.amount + self.raised
+
+    def covers(self, project_id: str, key_id: str) -> bool:
+        """Whether a request of this project and key of its tenant counts."""
+        return self.project_id in {None, project_id} and self.key_id in {None, key_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """The owner of a budget: a tenant, one of its projects, or one of its keys."""
+
+    tenant_id: str
+    project_id: str | None
+    key_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Raise:
+    """So much more, until then."""
+
+    by: Money
+    until_ms: int
+
+
+_OLDEST_FIRST: Final[Order[Budget]] = Order(
+    "budgets",
+    lambda budget: (budget.tenant_id, budget.budget_id),
+    (str, str),
+    (table.c.tenant_id, table.c.budget_id),
+)
+
+
+def find_whose(connection: Connection, tenant: str | None, project: str | None, key_id: str | None) -> Whose:
+    """The owner by name. Raises NotFound; Invalid if nobody is named, or if a project and a key are."""
+    if project is not None and key_id is not None:
+        raise Invalid("A budget is a project's or a key's, not both.", param="key_id")
+    if key_id is not None:
+        key = api_keys.find(connection, key_id)
+        if tenant is not None and tenants.find(connection, tenant).tenant_id != key.tenant_id:
+            raise Invalid(f"The key {key_id!r} is not one of tenant {tenant!r}.", param="key_id")
+        return Whose(key.tenant_id, None, key_id)
+    if tenant is None:
+        raise Invalid("Name the tenant or the key whose budget it is.", param="tenant")
+    tenant_id = tenants.find(connection, tenant).tenant_id
+    project_id = None if project is None else projects.find(connection, tenant_id, project).project_id
+    return Whose(tenant_id, project_id, None)
+
+
+def put(
+    connection: Connection, whose: Whose, per: Per, amount: Money, more: Raise | None, now_ms: int
+) -> Budget:
+    """Set a budget: its amount, and how much more holds for a while. What was spent in the period stays."""
+    zone = connection.execute(
+        select(tenant.c.time_zone).where(tenant.c.tenant_id == whose.tenant_id)
+    ).scalar_one()
+    from_ms, until_ms = period_of(per, now_ms, zone)
+    values = {
+        "amount_picousd": amount.picousd,
+        "raised_picousd": None if more is None else more.by.picousd,
+        "raised_until_ms": None if more is None else more.until_ms,
+        "from_ms": from_ms,
+        "until_ms": until_ms,
+    }
+    budget_id = connection.execute(
+        insert(table)
+        .values(
+            budget_id=new_id(BUDGET_PREFIX),
+            tenant_id=whose.tenant_id,
+            project_id=whose.project_id,
+            key_id=whose.key_id,
+            per=per.value,
+            **values,
+        )
+        .on_conflict_do_update(index_elements=["tenant_id", "project_id", "key_id", "per"], set_=values)
+        .returning(table.c.budget_id)
+    ).scalar_one()
+    outbox.record(connection, ChangeKind.TENANT, whose.tenant_id)
+    return find(connection, budget_id)
+
+
+def remove(connection: Connection, budget_id: str) -> Budget:
+    """Remove a budget, and what it counted. Raises NotFound."""
+    found = find(connection, budget_id)
+    connection.execute(delete(table).where(table.c.budget_id == budget_id))
+    outbox.record(connection, ChangeKind.TENANT, found.tenant_id)
+    return found
+
+
+def find(connection: Connection, budget_id: str) -> Budget:
+    """By id. Raises NotFound."""
+    row = connection.execute(_select().where(table.c.budget_id == budget_id)).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"There is no budget {budget_id!r}; `taas budget list` shows those that are.", param="budget_id"
+        )
+    return _budget(row)
+
+
+def list_page(connection: Connection, asked: PageRequest, tenant_id: str | None = None) -> Page[Budget]:
+    """All budgets, or those of a tenant, its projects and its keys."""
+    query = _select()
+    if tenant_id is not None:
+        query = query.where(table.c.tenant_id == tenant_id)
+    return read_page(connection, query, _OLDEST_FIRST, _budget, asked)
+
+
+def of_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> dict[str, list[Budget]]:
+    """The budgets of these tenants, or of all, by tenant. Tenants without one are left out."""
+    query = _select().order_by(table.c.budget_id)
+    if tenant_ids is not None:
+        query = query.where(table.c.tenant_id.in_(set(tenant_ids)))
+    found: dict[str, list[Budget]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.tenant_id, []).append(_budget(row))
+    return found
+
+
+def select_any_due() -> Select[bool]:
+    """A query for whether a period or a raise has ended."""
+    return select(exists(select(table.c.budget_id).where(_due())))
+
+
+def begin_periods(connection: Connection, now_ms: int) -> list[Budget]:
+    """Begin the next period of each budget whose period has ended, and end raises whose time is over.
+    Returns those that have changed.
+    """
+    due = connection.execute(_select().where(_due()).order_by(table.c.budget_id).with_for_update(of=table))
+    changed = [_budget(row) for row in due]
+    for each in changed:
+        _restart(connection, each, now_ms)
+    return [find(connection, each.budget_id) for each in changed]
+
+
+def move_to_zone(connection: Connection, tenant_id: str, now_ms: int) -> list[Budget]:
+    """Give the budgets of a tenant whose time zone has changed its periods. Returns them."""
+    found = of_tenants(connection, [tenant_id]).get(tenant_id, [])
+    for each in found:
+        _restart(connection, each, now_ms)
+    return [find(connection, each.budget_id) for each in found]
+
+
+def _restart(connection: Connection, each: Budget, now_ms: int) -> None:
+    from_ms, until_ms = period_of(each.per, now_ms, each.zone)
+    values: dict[str, Any] = {"from_ms": from_ms, "until_ms": until_ms}
+    if each.raised_until_ms is not None and each.raised_until_ms <= now_ms:
+        values |= {"raised_picousd": None, "raised_until_ms": None}
+    connection.execute(update(table).where(table.c.budget_id == each.budget_id).values(values))
+    outbox.record(connection, ChangeKind.TENANT, each.tenant_id)
+
+
+def _due() -> Any:
+    now_ms = func.extract("epoch", func.clock_timestamp()) * 1000
+    return or_(table.c.until_ms <= now_ms, table.c.raised_until_ms <= now_ms)
+
+
+def _select() -> Select[Any]:
+    return (
+        select(table, tenant.c.time_zone, func.coalesce(budget_spent.c.amount_picousd, 0).label("spent"))
+        .join(tenant, tenant.c.tenant_id == table.c.tenant_id)
+        .outerjoin(
+            budget_spent,
+            and_(budget_spent.c.budget_id == table.c.budget_id, budget_spent.c.from_ms == table.c.from_ms),
+        )
+    )
+
+
+def _budget(row: Row[Any]) -> Budget:
+    return Budget(
+        budget_id=row.budget_id,
+        tenant_id=row.tenant_id,
+        project_id=row.project_id,
+        key_id=row.key_id,
+        per=Per(row.per),
+        amount=Money.from_sql(row.amount_picousd),
+        raised=None if row.raised_picousd is None else Money.from_sql(row.raised_picousd),
+        raised_until_ms=row.raised_until_ms,
+        from_ms=row.from_ms,
+        until_ms=row.until_ms,
+        zone=row.time_zone,
+        spent=Money.from_sql(row.spent),
+    )
+
+
+def project_names(connection: Connection, budgets: Iterable[Budget]) -> dict[str, str]:
+    """The names of the projects whose budgets these are, by id."""
+    return projects.names(connection, [each.project_id for each in budgets if each.project_id is not None])

@@ -1,0 +1,78 @@
+"""What was spent of budgets: the sums of the ledger's amounts, kept in the same SQL transactions, so that
+nobody has to add up a month of requests.
+
+A request belongs to the period in which it ended, as in usage reports.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from billing.catalogue.budget_periods import period_of
+from billing.catalogue.budgets import Budget, of_tenants
+from billing.catalogue.price_book import hold_prices
+from billing.ledger.entries import OWED_EVENTS, RecordedEvent
+from billing.schema.budgets import budget_spent
+from billing.schema.ledger import ledger_posting, usage_event
+
+
+def add_spent(
+    connection: Connection, tenant_ids: Collection[str], recorded: Sequence[RecordedEvent]
+) -> frozenset[str]:
+    """Add new requests to the budgets that cover them. Returns those of these tenants that have budgets."""
+    by_tenant = of_tenants(connection, tenant_ids)
+    sums: dict[tuple[str, int], int] = {}
+    for item in recorded:
+        event = item.event
+        for budget in by_tenant.get(event.tenant, ()):
+            if item.amount.picousd and budget.covers(event.project, event.key_id):
+                period = budget.budget_id, period_of(budget.per, event.ended_ms, budget.zone)[0]
+                sums[period] = sums.get(period, 0) + item.amount.picousd
+    if sums:
+        # The same order everywhere, so that two consumers cannot deadlock.
+        statement = insert(budget_spent).values(
+            [
+                {"budget_id": budget_id, "from_ms": from_ms, "amount_picousd": amount}
+                for (budget_id, from_ms), amount in sorted(sums.items())
+            ]
+        )
+        added = budget_spent.c.amount_picousd + statement.excluded.amount_picousd
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["budget_id", "from_ms"], set_={"amount_picousd": added}
+            )
+        )
+    return frozenset(by_tenant)
+
+
+def recount(connection: Connection, budgets: Iterable[Budget]) -> None:
+    """Add up the current periods of these budgets anew, from all requests. Nothing is recorded until the
+    caller's transaction ends.
+    """
+    hold_prices(connection)
+    for budget in budgets:
+        query = (
+            select(func.coalesce(func.sum(ledger_posting.c.amount_picousd), 0))
+            .select_from(OWED_EVENTS)
+            .where(
+                usage_event.c.kind == "request",
+                usage_event.c.tenant == budget.tenant_id,
+                usage_event.c.ended_ms >= budget.from_ms,
+            )
+        )
+        if budget.until_ms is not None:
+            query = query.where(usage_event.c.ended_ms < budget.until_ms)
+        if budget.project_id is not None:
+            query = query.where(usage_event.c.project == budget.project_id)
+        if budget.key_id is not None:
+            query = query.where(usage_event.c.key_id == budget.key_id)
+        amount = connection.execute(query).scalar_one()
+        statement = insert(budget_spent).values(
+            budget_id=budget.budget_id, from_ms=budget.from_ms, amount_picousd=amount
+        )
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["budget_id", "from_ms"], set_={"amount_picousd": amount}
+            )
+        )

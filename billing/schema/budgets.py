@@ -1,0 +1,55 @@
+"""Tables of budgets: what may be spent in a period, and what was spent. It owns columns, not how they are
+filled. Amounts are whole pico-dollars, times ms since the epoch.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Numeric,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from billing.schema.catalogue import api_key, project, tenant
+from billing.schema.clock import NOW_MS
+from billing.schema.metadata import metadata
+
+# Of a tenant, of one of its projects, or of one of its keys. [`from_ms`, `until_ms`) is the current period,
+# by the tenant's time zone; `until_ms` is null of `total`, which never begins again. `raised_picousd` is
+# added until `raised_until_ms`.
+budget = Table(
+    "budget",
+    metadata,
+    Column("budget_id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey(tenant.c.tenant_id), nullable=False),
+    Column("project_id", Text, ForeignKey(project.c.project_id)),
+    Column("key_id", Text, ForeignKey(api_key.c.key_id)),
+    Column("per", Text, nullable=False),
+    Column("amount_picousd", Numeric(38, 0), nullable=False),
+    Column("raised_picousd", Numeric(38, 0)),
+    Column("raised_until_ms", BigInteger),
+    Column("from_ms", BigInteger, nullable=False),
+    Column("until_ms", BigInteger),
+    Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
+    Column("updated_ms", BigInteger, nullable=False, server_default=NOW_MS, onupdate=NOW_MS),
+    UniqueConstraint("tenant_id", "project_id", "key_id", "per", postgresql_nulls_not_distinct=True),
+    CheckConstraint("per in ('day', 'month', 'total')", name="per"),
+    CheckConstraint("(per = 'total') = (until_ms is null)", name="ends"),
+    CheckConstraint("project_id is null or key_id is null", name="whose"),
+    CheckConstraint("amount_picousd >= 0", name="not_negative"),
+    CheckConstraint(
+        "(raised_picousd is null) = (raised_until_ms is null) and raised_picousd > 0", name="raised"
+    ),
+)
+
+# What requests that ended in a period cost, kept in the SQL transactions that record them.
+budget_spent = Table(
+    "budget_spent",
+    metadata,
+    Column("budget_id", Text, ForeignKey(budget.c.budget_id, ondelete="CASCADE"), primary_key=True),
+    Column("from_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("amount_picousd", Numeric(38, 0), nullable=False),
+)

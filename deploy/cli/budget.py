@@ -1,0 +1,97 @@
+"""`taas budget`: what a tenant, a project or a key may spend in a day, in a month, or in total."""
+
+from typing import Any
+
+import click
+
+from deploy.cli import moments
+from deploy.cli.connection import call, call_list, given
+from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, print_table, show
+
+
+def _raised(row: Any) -> str | None:
+    return None if row["raised"] is None else f"+{row['raised']['usd']}"
+
+
+_COLUMNS: Columns = {
+    "BUDGET": "budget", "TENANT": "tenant_name", "PROJECT": "project_name", "KEY ID": "key_id", "PER": "per",
+    "USD": "usd", "RAISED": _raised, "SPENT": "spent", "LEFT": "left", "FROM (UTC)": moment("from_ms"),
+    "UNTIL (UTC)": moment("until_ms"),
+}  # fmt: skip
+
+
+@click.group()
+def budget() -> None:
+    """Budgets: set, list, remove."""
+
+
+@budget.command("set")
+@click.option("--tenant", help="Name or id of the tenant.")
+@click.option("--project", help="The budget of this project of the tenant.")
+@click.option("--key", "key_id", metavar="KEY_ID", help="The budget of this key.")
+@click.option("--usd", required=True, metavar="AMOUNT", help="What may be spent, as in 1.00.")
+@click.option(
+    "--per", type=click.Choice(["day", "month", "total"]), required=True,
+    help="How long that lasts. Days and months are those of the tenant's time zone.",
+)  # fmt: skip
+@click.option("--raise", "raise_by", metavar="AMOUNT", help="So much more, until --raise-until.")
+@click.option("--raise-until", metavar="WHEN", help="When the raise ends: a moment, or 3d, 12h.")
+@json_option
+def set_budget(
+    tenant: str | None,
+    project: str | None,
+    key_id: str | None,
+    usd: str,
+    per: str,
+    raise_by: str | None,
+    raise_until: str | None,
+    as_json: bool,
+) -> None:
+    """Set a budget. When it is used up, further requests are refused with 429 `insufficient_quota` until its
+    next period; those in flight end. What was spent since the period began counts.
+
+    A tenant, its projects and its keys can each have a budget of a day, of a month, and in total. A request
+    must fit all that cover it. --usd without --raise ends a raise.
+
+    \b
+    taas budget set --tenant acme --usd 500 --per month
+    taas budget set --tenant acme --project search --usd 20 --per day
+    taas budget set --tenant acme --usd 500 --per month --raise 100 --raise-until 3d
+    """
+    if tenant is None and key_id is None:
+        raise click.UsageError("give --tenant or --key.")
+    if (raise_by is None) != (raise_until is None):
+        raise click.UsageError("give --raise and --raise-until together.")
+    body = given(tenant=tenant, project=project, key_id=key_id, usd=usd, per=per)
+    if raise_by is not None:
+        body["raised"] = {"usd": raise_by, "until": moments.ahead(raise_until, "--raise-until")}
+    _print(call("PUT", "budgets", body=body), as_json)
+
+
+@budget.command("list")
+@click.option("--tenant", help="Of this tenant, its projects and its keys only.")
+@limit_option
+@json_option
+def list_all(tenant: str | None, limit: int | None, as_json: bool) -> None:
+    """List budgets, and what is spent of them."""
+    answer = call_list("budgets", query={"tenant": tenant}, limit=limit)
+    show(answer, as_json, _COLUMNS, empty="no budgets")
+
+
+@budget.command()
+@click.argument("budget_id", metavar="BUDGET")
+@json_option
+def remove(budget_id: str, as_json: bool) -> None:
+    """Remove the budget BUDGET. What was spent stays in the ledger."""
+    gone = call("DELETE", "budgets", budget_id)
+    if as_json:
+        print_json(gone)
+    else:
+        click.echo(f"{gone['budget']} is removed")
+
+
+def _print(shown: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(shown)
+    else:
+        print_table(_COLUMNS, [shown])
