@@ -46,6 +46,7 @@ from billing.usage.busy_cells import BusyCells
 from billing.usage.consumer import MORE_WAITS, Consumer
 from billing.usage.held_budgets import SWEEP_INTERVAL_MS, sweep
 from billing.usage.reap import Reaper
+from billing.wire.listening import naming
 from billing.wire.metrics_page import MetricsPage
 from billing.wire.redis_address import parse_redis_url
 from billing.wire.redis_server import require_usable
@@ -87,11 +88,14 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
     address = require_usable(settings.redis_url)
     metrics = BillingMetrics()
     # Bound first: a second billing process on this machine fails here, before it has started anything.
-    admin_socket = _listen(settings.admin_host, settings.admin_port)
-    with contextlib.closing(admin_socket), MetricsPage(
-        "billing", metrics.registry, host=settings.metrics_host, ports=[settings.metrics_port],
-        redis_address=address
-    ):  # fmt: skip
+    with naming("TAAS_ADMIN_PORT", settings.admin_port):
+        admin_socket = _listen(settings.admin_host, settings.admin_port)
+    with naming("TAAS_BILLING_METRICS_PORT", settings.metrics_port):
+        page = MetricsPage(
+            "billing", metrics.registry, host=settings.metrics_host, ports=[settings.metrics_port],
+            redis_address=address,
+        )  # fmt: skip
+    with contextlib.closing(admin_socket), page:
         if not _migrate(settings, metrics, stop):
             return
         engine = connect(

@@ -19,6 +19,7 @@ from billing.batch.runner import Runner
 from billing.batch.service import Service
 from billing.batch.settings import BatchSettings
 from billing.database import connect
+from billing.wire.listening import naming
 from billing.wire.metrics_page import MetricsPage
 from billing.wire.redis_address import parse_redis_url
 
@@ -34,11 +35,13 @@ def run(settings: BatchSettings) -> None:
     metrics = BatchMetrics()
     objects = Objects(settings)
     engine = connect(settings.database_url, pool_pre_ping=True, pool_size=10, max_overflow=30)
-    listening = socket.create_server((settings.host, settings.port), backlog=128)
-    page = MetricsPage(
-        "batch", metrics.registry, host=settings.metrics_host, ports=[settings.metrics_port],
-        redis_address=parse_redis_url(settings.redis_url),
-    )  # fmt: skip
+    with naming("TAAS_BATCH_PORT", settings.port):
+        listening = socket.create_server((settings.host, settings.port), backlog=128)
+    with naming("TAAS_BATCH_METRICS_PORT", settings.metrics_port):
+        page = MetricsPage(
+            "batch", metrics.registry, host=settings.metrics_host, ports=[settings.metrics_port],
+            redis_address=parse_redis_url(settings.redis_url),
+        )  # fmt: skip
     with contextlib.closing(listening), page:
         try:
             asyncio.run(_work(settings, Service(engine, objects, settings, metrics), listening))

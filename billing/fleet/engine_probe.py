@@ -125,7 +125,8 @@ def ask(client: httpx.Client, method: str, url: str, headers: Mapping[str, str],
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         reason = str(exc) or type(exc).__name__
         raise EngineUnreachable(
-            f"{url} does not answer ({reason}). Is the engine up? `--force` adds it all the same.",
+            f"{url} does not answer ({reason}). Is the address right, and does it run? `--force` adds it all "
+            "the same.",
             param="url",
         ) from exc
     return Answer(response.status_code, bytes(content))

@@ -184,9 +184,8 @@ def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
                 settings.host, settings.port, settings.processes, settings.write_stall_s
             )
         except OSError as exc:
-            log.error(
-                "cannot listen", extra={"host": settings.host, "port": settings.port, "reason": exc.strerror}
-            )
+            where = {"setting": "TAAS_GATEWAY_PORT", "host": settings.host, "port": settings.port}
+            log.error("cannot listen", extra={**where, "reason": exc.strerror})
             return 1
         for sock in sockets:
             stack.callback(sock.close)

@@ -1,12 +1,16 @@
 """Workers as processes of this machine. They end with their launcher."""
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from serving.launching.gpus import Claim, claim_gpus
 from serving.launching.held_worker import HeldWorker
 from serving.launching.launcher import Launch, NoRoom
+
+_LAST_BYTES: Final = 2_000
 
 
 class LocalLauncher:
@@ -41,7 +45,10 @@ class LocalLauncher:
                 claim.release()
                 if status:
                     log = self._logs / f"worker-{instance.replace('/', '-')}.log"
-                    self._note(f"the worker of {instance} ended with status {status}; its output is in {log}")
+                    self._note(
+                        f"the worker of {instance} ended with status {status}; its output is in {log}; it "
+                        f"ends: {_last_line(log)}"
+                    )
         return frozenset(self._held)
 
     async def drain(self, instance: str) -> None:
@@ -58,6 +65,17 @@ class LocalLauncher:
             await self.drain(instance)
         for worker, _ in self._held.values():
             await asyncio.to_thread(worker.wait)
+
+
+def _last_line(log: Path) -> str:
+    """Why it ended, as a rule."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            said = file.read().decode("utf-8", "replace").split("\n")
+    except OSError as exc:
+        return str(exc.strerror)
+    return next((line for line in reversed(said) if line.strip()), "nothing")
 
 
 def _visible(gpus: tuple[str, ...]) -> dict[str, str]:

@@ -279,9 +279,14 @@ def test_a_port_that_is_taken_is_said_and_ends_it(
 ) -> None:
     billing.start()
     until(billing.healthy, billing)
-    second = BillingProcess(migrated_database_url, valkey_url, tmp_path / "second.log")
-    second.environment["TAAS_ADMIN_PORT"] = str(billing.admin_port)
-    second.start()
-    assert second.popen is not None
-    assert second.popen.wait(timeout=30) == 1
-    assert "cannot start" in second.log.read_text()
+    for setting, port in (
+        ("TAAS_ADMIN_PORT", billing.admin_port),
+        ("TAAS_BILLING_METRICS_PORT", billing.metrics_port),
+    ):
+        second = BillingProcess(migrated_database_url, valkey_url, tmp_path / "second.log")
+        second.environment[setting] = str(port)
+        second.start()
+        assert second.popen is not None
+        assert second.popen.wait(timeout=30) == 1
+        said = f"billing cannot start: {setting}: port {port}: Address already in use"
+        assert said in second.log.read_text()

@@ -278,7 +278,7 @@ def test_port_that_is_taken_is_said_and_ends_the_gateway(tmp_path: Path, process
         status, logged = start_in_vain(
             tmp_path, TAAS_GATEWAY_PORT=str(first.port), TAAS_GATEWAY_PROCESSES=str(processes)
         )
-    assert (status, logged["message"]) == (1, "cannot listen")
+    assert (status, logged["message"], logged["setting"]) == (1, "cannot listen", "TAAS_GATEWAY_PORT")
 
 
 def test_help_names_every_setting() -> None:
