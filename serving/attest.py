@@ -41,7 +41,7 @@ class Attester:
                     started_ms = redis_clock.milliseconds(await self.redis.time())
                     version = await client.version()
                 weights = await asyncio.to_thread(self.weights.digests)
-                facts = await asyncio.to_thread(read_processes, group)
+                facts = await asyncio.to_thread(read_processes, group, self._own_user)
                 running = RunningEngine(
                     epoch=epoch,
                     engine=VLLM,
@@ -60,5 +60,9 @@ class Attester:
                 self.note(f"no evidence of the engine for now: {type(exc).__name__}")
             await asyncio.sleep(EVIDENCE_S)
 
+    @property
+    def _own_user(self) -> int | None:
+        return self.private.number if self.private is not None and self.private.own else None
+
     def _has_own_user(self, facts: ProcessFacts) -> bool:
-        return self.private is not None and self.private.own and facts.numbers == {self.private.number}
+        return facts.numbers == {self._own_user}

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 _PROC: Final = Path("/proc")
-_LISTENS: Final = "0A"
+# In the kernel's tables: a TCP socket that listens; a UDP socket that takes what anybody sends.
+_OPEN_STATES: Final = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
 _PIECE_BYTES: Final = 1 << 20
 # What keeps requests out of vLLM's logs: flags of its command, and its environment.
 _QUIET_FLAGS: Final = ("--no-enable-log-requests", "--no-enable-log-outputs")
@@ -38,8 +39,10 @@ class ProcessFacts:
     requests_logged: bool
 
 
-def read_processes(group: int) -> ProcessFacts:
-    """Raises OSError when the engine is gone."""
+def read_processes(group: int, own_user: int | None = None) -> ProcessFacts:
+    """`own_user`: a user that nothing but this model's engines should have; all that listens as this user is
+    named, also a process that has left the group. Raises OSError when the engine is gone.
+    """
     command = _words(group, "cmdline")
     environment = dict(word.partition("=")[::2] for word in _words(group, "environ"))
     quiet = all(flag in command for flag in _QUIET_FLAGS) and all(
@@ -56,7 +59,7 @@ def read_processes(group: int) -> ProcessFacts:
         command,
         ", ".join(map(_user, sorted(users))),
         frozenset(users | groups),
-        tuple(sorted(set(_listening(group, sockets)))),
+        tuple(sorted(set(_listening(group, sockets, own_user)))),
         requests_logged=not quiet,
     )
 
@@ -142,16 +145,17 @@ def _sockets(pid: int) -> Iterator[str]:
             yield target.removeprefix("socket:[").removesuffix("]")
 
 
-def _listening(pid: int, sockets: set[str]) -> Iterator[str]:
-    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+def _listening(pid: int, sockets: set[str], user: int | None) -> Iterator[str]:
+    for table, state in _OPEN_STATES.items():
         try:
             lines = (_PROC / str(pid) / "net" / table).read_text().splitlines()[1:]
         except OSError:
             continue
+        family = socket.AF_INET6 if table.endswith("6") else socket.AF_INET
         for line in lines:
             words = line.split()
-            if words[3] == _LISTENS and words[9] in sockets:
-                yield _address(words[1], family)
+            if words[3] == state and (words[9] in sockets or int(words[7]) == user):
+                yield ("udp " if table.startswith("udp") else "") + _address(words[1], family)
 
 
 def _address(raw: str, family: socket.AddressFamily) -> str:

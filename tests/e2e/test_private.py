@@ -226,12 +226,34 @@ def test_each_of_ten_tamperings_is_found(private: Private) -> None:
     assert len(set(found.values())) >= 8
 
 
-def test_a_changed_weight_and_another_caller_show_as_differences(private: Private) -> None:
+# As the model's user, but none of its engine's processes.
+_LISTENS = """
+import socket, sys
+held = socket.create_server(("127.0.0.1", 0))
+print(held.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_changed_weight_a_listener_and_another_caller_show_as_differences(private: Private) -> None:
     """Of the thing itself, not of the document: the new evidence is good, and says something else."""
     earlier, key = private.evidence("earlier"), private.folder / "evidence.pub"
     file = private.weights / "tokenizer_config.json"
     content = file.read_bytes()
+    process = json.loads(earlier.read_text())["evidence"]["process"]
+    number, python = int(process["os_user"]), Path(process["command"][0])
     with ExitStack() as undo:
+        listening = undo.enter_context(
+            subprocess.Popen(
+                [str(python), "-c", _LISTENS], user=number, group=number, extra_groups=(), cwd="/", text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                env={"LD_LIBRARY_PATH": str(python.parents[2] / "python" / "lib")},
+            )
+        )  # fmt: skip
+        assert listening.stdin is not None
+        assert listening.stdout is not None
+        undo.callback(listening.stdin.close)
+        port = listening.stdout.readline().strip()
         undo.callback(file.write_bytes, content)
         file.write_bytes(content + b" ")
         undo.callback(_let_see, private.stack, private.owner)
@@ -241,11 +263,12 @@ def test_a_changed_weight_and_another_caller_show_as_differences(private: Privat
         status, said = private.verify(private.folder / "later.json", "--key", key, "--against", earlier)
     assert status == 1
     assert f"weights.sha256.{file.name}: was " in said
+    assert f'process.listening: now also "127.0.0.1:{port}"' in said
     assert 'callers.owner: was "ten_' in said
     assert "callers.visible_to" in said
     # What everybody may use takes batches, too.
     assert "logging.takes_batches: was false, is true" in said
-    assert len(said.splitlines()) == 4, said
+    assert len(said.splitlines()) == 5, said
 
 
 def _let_see(stack: Stack, owner: str | None) -> None:

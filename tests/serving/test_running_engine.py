@@ -66,6 +66,20 @@ def test_command_user_and_listeners_are_the_kernels(quiet: Listening) -> None:
     assert not facts.requests_logged
 
 
+def test_what_listens_as_a_private_models_user_is_named_also_outside_the_group(quiet: Listening) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as stray,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+    ):
+        datagrams.bind(("127.0.0.1", 0))
+        strays = {
+            f"127.0.0.1:{stray.getsockname()[1]}",
+            f"udp 127.0.0.1:{datagrams.getsockname()[1]}",
+        }
+        assert quiet.addresses | strays <= set(read_processes(quiet.process.pid, os.getuid()).listening)
+        assert not strays & set(read_processes(quiet.process.pid, os.getuid() + 1).listening)
+
+
 @pytest.mark.parametrize(
     ("words", "environment"),
     [
