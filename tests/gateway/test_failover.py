@@ -86,9 +86,10 @@ def test_fault_27_a_stream_whose_engine_dies_goes_on_elsewhere_as_one_stream_wit
         {"seed": 7, "temperature": 0},
         {"presence_penalty": 0},
         {"stop": ["never said by it in all of its life"]},
+        {"stop": ["z" * 16]},
         {"stop": ["zzz"]},
     ],
-    ids=["plain", "no max_tokens", "greedy seed", "no penalty", "long stop", "text ends inside a word"],
+    ids=["plain", "no max_tokens", "greedy seed", "no penalty", "no text yet", "few words", "inside a word"],
 )
 def test_what_the_text_carries_fails_over(
     dying: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, fields: dict[str, Any]
