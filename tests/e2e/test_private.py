@@ -352,8 +352,10 @@ def _be_answered(client: httpx.Client, core: str, ids: list[int], *, stream: boo
         if fields in said_by_the_model:
             assert core in ("".join(_pieces(answer.text)) if stream else answer.text), answer.text
     for path, fields in (
-        ("/v1/completions", {"prompt": f"{core} " * 40}), ("/v1/completions", {"prompt": ids}),
-        ("/v1/responses", {"input": core}), ("/v1/messages", _body(core, max_tokens=8)),
+        ("/v1/completions", {"prompt": f"{core} " * 40, "max_tokens": 8}),
+        ("/v1/completions", {"prompt": ids, "max_tokens": 8}),
+        ("/v1/responses", {"input": core, "max_output_tokens": 16}),
+        ("/v1/messages", _body(core, max_tokens=8)),
     ):  # fmt: skip
         answer = client.post(path, json={"model": NAME, "stream": stream, **fields})
         assert answer.status_code == 200, answer.text
