@@ -34,7 +34,6 @@ from billing.fleet.lapsed_instances import forget_lapsed
 from billing.idempotency import forget_old
 from billing.inventory import read_inventory
 from billing.leadership import LeadersRounds
-from billing.ledger.budget_spent import recount
 from billing.loop import Loop, Seldom
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
@@ -311,7 +310,7 @@ def _capacity_loops(
                 advance(connection, store.now_ms(connection))
         if due.budgets:
             with engine.begin() as connection:
-                recount(connection, begin_periods(connection, store.now_ms(connection)))
+                begin_periods(connection, store.now_ms(connection))
         return due.reclaims and reclaimer.step()
 
     def keep_up() -> bool:

@@ -37,12 +37,15 @@ class Budgets:
             for each in caller.tenant.budgets
             if each.project in {None, caller.key.project} and each.key_id in {None, caller.key.key_id}
         ]
-        if not covering:
+        price = exchange.request.model.price_at(exchange.head.started_ms)
+        # What costs nothing, a budget of money does not stop.
+        micro_usd = 0 if price is None else _micro_usd(price.most(prompt_tokens, output_tokens))
+        if not covering or not micro_usd:
             return
         call = budget_hold_call(
             caller.tenant.tenant,
             exchange.request_id,
-            micro_usd=_cost(exchange, Tokens(prompt_tokens, 0, output_tokens)),
+            micro_usd=micro_usd,
             budgets=covering,
             cell=exchange.head.cell,
         )
@@ -63,8 +66,9 @@ class Budgets:
 
     def settled(self, exchange: Exchange, billed: Iterable[Tokens]) -> None:
         """Hold what the parts of the request did cost; `exchange` is its first."""
-        if exchange.request.caller.tenant.budgets:
-            self._change(exchange, sum(_cost(exchange, tokens) for tokens in billed))
+        price = exchange.request.model.price_at(exchange.head.started_ms)
+        if price is not None and exchange.request.caller.tenant.budgets:
+            self._change(exchange, _micro_usd(sum(price.amount(tokens) for tokens in billed)))
 
     def release(self, exchange: Exchange) -> None:
         """Hold nothing more: the request was not admitted."""
@@ -76,7 +80,6 @@ class Budgets:
             self._redis.send(*budget_hold_call(tenant.tenant, exchange.request_id, micro_usd=micro_usd))
 
 
-def _cost(exchange: Exchange, tokens: Tokens) -> int:
-    """In micro-dollars, rounded up; nothing where the model has no price."""
-    price = exchange.request.model.price_at(exchange.head.started_ms)
-    return 0 if price is None else -(-price.amount(tokens) // _PICOUSD_PER_MICROUSD)
+def _micro_usd(picousd: int) -> int:
+    """Rounded up."""
+    return -(-picousd // _PICOUSD_PER_MICROUSD)

@@ -17,7 +17,7 @@ from billing.catalogue.budget_periods import Per
 from billing.catalogue.budgets import Budget, Raise
 from billing.catalogue.money import Money, MoneyError
 from billing.contracts import store
-from billing.ledger.budget_spent import recount
+from billing.ledger.budget_spent import count_if_new
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/budgets", tags=["budgets"], dependencies=[KNOWN_QUERY])
@@ -103,7 +103,7 @@ def put(body: BudgetSet, control: Control, response: Response) -> dict[str, Any]
             raise Invalid("A raise is more than nothing.", param="raised")
         whose = budgets.find_whose(connection, body.tenant, body.project, body.key_id)
         made = budgets.put(connection, whose, Per(body.per), Money.parse(body.usd), more, now_ms)
-        recount(connection, [made])
+        count_if_new(connection, [made])
         made = budgets.find(connection, made.budget_id)
         names = tenants.names(connection, [made.tenant_id])
         projects = budgets.project_names(connection, [made])

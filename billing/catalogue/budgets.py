@@ -20,6 +20,9 @@ from billing.schema.budgets import budget as table
 from billing.schema.budgets import budget_spent
 from billing.schema.catalogue import tenant
 
+# Many periods end at the same midnight.
+_AT_ONCE: Final = 200
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
@@ -162,15 +165,13 @@ def select_any_due() -> Select[bool]:
     return select(exists(select(table.c.budget_id).where(_due())))
 
 
-def begin_periods(connection: Connection, now_ms: int) -> list[Budget]:
-    """Begin the next period of each budget whose period has ended, and end raises whose time is over.
-    Returns those that have changed.
+def begin_periods(connection: Connection, now_ms: int) -> None:
+    """Begin the next period of budgets whose period has ended, and end raises whose time is over. Of some of
+    them: the others are due at the next call.
     """
-    due = connection.execute(_select().where(_due()).order_by(table.c.budget_id).with_for_update(of=table))
-    changed = [_budget(row) for row in due]
-    for each in changed:
-        _restart(connection, each, now_ms)
-    return [find(connection, each.budget_id) for each in changed]
+    some = _select().where(_due()).order_by(table.c.budget_id).limit(_AT_ONCE).with_for_update(of=table)
+    for row in connection.execute(some).all():
+        _restart(connection, _budget(row), now_ms)
 
 
 def move_to_zone(connection: Connection, tenant_id: str, now_ms: int) -> list[Budget]:

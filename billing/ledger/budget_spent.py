@@ -4,7 +4,7 @@ nobody has to add up a month of requests.
 A request belongs to the period in which it ended, as in usage reports.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.postgresql import insert
@@ -46,11 +46,25 @@ def add_spent(
     return frozenset(by_tenant)
 
 
-def recount(connection: Connection, budgets: Iterable[Budget]) -> None:
+def count_if_new(connection: Connection, budgets: Sequence[Budget]) -> None:
+    """Add up the current periods of those of these budgets that have not counted them yet."""
+    counted = {
+        (row.budget_id, row.from_ms)
+        for row in connection.execute(
+            select(budget_spent.c.budget_id, budget_spent.c.from_ms).where(
+                budget_spent.c.budget_id.in_([each.budget_id for each in budgets])
+            )
+        )
+    }
+    recount(connection, [each for each in budgets if (each.budget_id, each.from_ms) not in counted])
+
+
+def recount(connection: Connection, budgets: Sequence[Budget]) -> None:
     """Add up the current periods of these budgets anew, from all requests. Nothing is recorded until the
     caller's transaction ends.
     """
-    hold_prices(connection)
+    if budgets:
+        hold_prices(connection)
     for budget in budgets:
         query = (
             select(func.coalesce(func.sum(ledger_posting.c.amount_picousd), 0))

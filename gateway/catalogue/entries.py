@@ -83,6 +83,12 @@ class Price:
     output: int
     cache_write: int
 
+    def most(self, prompt_tokens: int, output_tokens: int) -> int:
+        """The most that so many tokens can cost, however much of the prompt a cache has or gets."""
+        return (
+            max(self.input, self.cached_input, self.cache_write) * prompt_tokens + self.output * output_tokens
+        )
+
     def amount(self, tokens: Tokens) -> int:
         """What these tokens cost, in pico-dollars."""
         uncached = tokens.prompt - tokens.cached - tokens.written

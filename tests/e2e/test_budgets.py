@@ -16,7 +16,7 @@ from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import GatewayProcess, wait_until
 from tests.fixtures.stack import Stack, empty_stack
 
-MODEL = "sim"
+MODEL, FREE = "sim", "free"
 # A request of 100 tokens of output costs a hundredth of a dollar, and a little for its prompt.
 PRICE = {"input": "1", "cached_input": "1", "output": "100"}
 TOKENS, CALLERS = 100, 200
@@ -65,18 +65,21 @@ def shop(tmp_path_factory: pytest.TempPathFactory, postgres_server: str) -> Iter
     with ExitStack() as ending:
         stack = empty_stack(home, postgres_server, ending)
         stack.start_billing()
-        engine = SimEngine("--decode-ms", "1", "--slots", "64", model=MODEL)
-        ending.callback(engine.close)
-        engine.start()
-        stack.cell = stack.admin("POST", "models", name=MODEL, context_tokens=8192)["cell"]
-        stack.admin("POST", "prices", model=MODEL, **PRICE)
-        stack.admin("POST", "instances", model=MODEL, url=engine.url, key=engine.key, instance="one")
+        for model, price in ((MODEL, PRICE), (FREE, dict.fromkeys(PRICE, "0"))):
+            engine = SimEngine("--decode-ms", "1", "--slots", "64", model=model)
+            ending.callback(engine.close)
+            engine.start()
+            stack.admin("POST", "models", name=model, context_tokens=8192)
+            stack.admin("POST", "prices", model=model, **price)
+            stack.admin("POST", "instances", model=model, url=engine.url, key=engine.key, instance=model)
+        stack.cell = MODEL
         _, stack.key = stack.new_tenant()
         second = stack.make_gateway(TAAS_GATEWAY_METRICS_PORT="0")
         ending.callback(second.stop)
         stack.gateway.start()
         second.start()
-        stack.await_served(MODEL)
+        for model in (MODEL, FREE):
+            stack.await_served(model)
         yield Shop(stack, second)
 
 
@@ -140,6 +143,16 @@ def test_a_projects_and_a_keys_budget_stop_only_them(shop: Shop) -> None:
     listed = json.loads(shop.stack.taas("budget", "list", "--tenant", tenant, "--json"))["data"]
     assert {each["per"] for each in listed} == {"total"}
     assert {each["until_ms"] for each in listed} == {None}
+
+
+def test_what_costs_nothing_is_not_stopped(shop: Shop) -> None:
+    stack = shop.stack
+    tenant, key = stack.new_tenant()
+    shop.budget("--tenant", tenant, "--usd", "0", "--per", "day")
+    with shop.client(key) as client:
+        with pytest.raises(openai.RateLimitError):
+            client.chat.completions.create(**ASKED)
+        client.chat.completions.create(**ASKED | {"model": FREE})
 
 
 def test_a_refused_request_holds_nothing(shop: Shop) -> None:

@@ -15,7 +15,7 @@ from billing.catalogue.projection import Projector
 from billing.cell.execute import execute
 from billing.cell.scripts import budget_hold_call
 from billing.ledger.backfill import Scope, backfill
-from billing.ledger.budget_spent import recount
+from billing.ledger.budget_spent import count_if_new, recount
 from billing.metrics import BillingMetrics
 from billing.schema.budgets import budget as budget_table
 from billing.schema.clock import database_now_ms
@@ -54,7 +54,7 @@ class Shop:
         with self.database.begin() as connection:
             whose = Whose(self.tenant, project, None)
             made = budgets.put(connection, whose, per, Money(usd * USD), raised, self.now_ms)
-            recount(connection, [made])
+            count_if_new(connection, [made])
         assert self.projector.deliver()
         return made
 
@@ -111,6 +111,15 @@ def test_a_budget_that_is_set_late_counts_what_was_spent_in_its_period(shop: Sho
     assert (shop.shown(day)[0], shop.shown(total)[0]) == (20, 40)
 
 
+def test_a_budget_that_is_set_again_keeps_what_it_counted(shop: Shop) -> None:
+    shop.put()
+    shop.publish(shop.event("a"))
+    shop.consumer.consume_once()
+    again = shop.put(usd=2)
+    assert (shop.spent(again), shop.shown(again)) == (COST, (20, 0))
+    assert shop.client.hget(shop.keys[0], f"{again.budget_id}:limit") == b"2000000"
+
+
 def test_a_death_between_the_ledger_and_redis_counts_once(shop: Shop) -> None:
     budget = shop.put()
     shop.hold("a", budget)
@@ -156,13 +165,11 @@ def test_a_period_that_is_over_begins_again_and_a_raise_ends(shop: Shop) -> None
         connection.execute(update(budget_table).values(over))
     with shop.database.begin() as connection:
         assert connection.execute(budgets.select_any_due()).scalar_one()
-        begun = budgets.begin_periods(connection, shop.now_ms)
-        recount(connection, begun)
+        budgets.begin_periods(connection, shop.now_ms)
     with shop.database.begin() as connection:
         assert not connection.execute(budgets.select_any_due()).scalar_one()
-    assert [(each.from_ms, each.until_ms, each.raised) for each in begun] == [
-        (budget.from_ms, budget.until_ms, None)
-    ]
+        begun = budgets.find(connection, budget.budget_id)
+    assert (begun.from_ms, begun.until_ms, begun.raised) == (budget.from_ms, budget.until_ms, None)
     assert shop.spent(budget) == COST
     assert shop.projector.deliver()
     assert shop.client.hget(shop.keys[0], f"{budget.budget_id}:limit") == b"1000000"
