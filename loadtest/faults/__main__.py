@@ -1,8 +1,9 @@
 """`python -m loadtest.faults --seeds 5 --kills 60 [--leak event --leak token --leak reservation]`: random
-kills (-9) and pauses (SIGSTOP, up to 8 s) of gateways, billing, Valkey, PostgreSQL and engines under load;
-then every request is held against the engines' own count. Exit status 1 with a discrepancy; with `--leak`, 1
-where the product's own audit does not name each leak, or names anything else. 2 when the installation did not
-start.
+kills (-9) and pauses (SIGSTOP, up to 8 s) of gateways, billing, batch processes, Valkey, PostgreSQL, engines
+and a provider under load. Then every request is held against the engines' own count, what was bought against
+what the provider made, and every line of batches against their files. Exit status 1 with a discrepancy; with
+`--leak`, 1 where the product's own audit does not name each leak, or names anything else. 2 when the
+installation did not start.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import httpx
 import redis
 
 from loadtest.children import DidNotStart, stop_children_on_sigterm
+from loadtest.faults.batches import LINES, BatchCaller
 from loadtest.faults.callers import Answers, Callers
 from loadtest.faults.check import Checked, Discrepancy, check, of_audit, table
 from loadtest.faults.leak import LEAKS, lose_reservation, spoil_event
@@ -28,6 +30,8 @@ from loadtest.faults.parts import Installation
 
 _PAUSES_S: Final = (0.3, 1.0, 2.0, 4.0, 6.0, 8.0)
 _REST_S: Final = 90.0
+# A line that has failed waits for up to a minute.
+_BATCHES_S: Final = 180.0
 # Leases lapse, reapers are patient, counters are read and reconciled.
 _RECONCILED_S: Final = 60.0
 # Within this Redis has carried out what a gateway had sent when it was stopped.
@@ -42,25 +46,35 @@ class Outcome:
     faults: Counter[str]
     answers: Answers
     checked: Checked
+    lines: int
     leaked: list[str]
 
 
 def run(seed: int, kills: int, callers: int, leaks: Sequence[str]) -> Outcome:
     """One installation, from its start to what was found. Raises DidNotStart."""
     with tempfile.TemporaryDirectory(prefix="taas-faults-", ignore_cleanup_errors=True) as folder:
-        installation = Installation(Path(folder))
+        installation = Installation(
+            Path(folder), batches=2, batch_settings={"TAAS_BATCH_LEASE_S": "3"}, buys=True
+        )
         answers = Answers()
         try:
             installation.start()
             keys = list(installation.keys.values())
-            calling = Callers(installation.gateway_urls, keys, answers, seed, callers)
+            calling = Callers(installation.gateway_urls, keys, answers, seed, callers, buys=True)
+            batches = BatchCaller(installation)
+            batches.start()
             try:
                 faults = disturb(installation, random.Random(seed), kills)
+                batches.stop()
+                _wait(lambda: batches.open() == 0, _BATCHES_S)
                 leaked = [_leak(installation, each) for each in leaks]
             finally:
+                batches.stop()
                 calling.stop()
             come_to_rest(installation, leaked)
-            return Outcome(seed, faults, answers, check(installation, answers), leaked)
+            checked = check(installation, answers)
+            checked.found.extend(Discrepancy("line", line, why) for line, why in batches.wrong())
+            return Outcome(seed, faults, answers, checked, len(batches.made) * LINES, leaked)
         finally:
             installation.stop()
 
@@ -157,9 +171,8 @@ def show(outcome: Outcome) -> list[Discrepancy]:
     checked = outcome.checked
     print(
         f"seed {outcome.seed}: {sum(outcome.faults.values())} faults, {outcome.answers.asked} calls, "
-        f"{checked.requests} requests held one by one,"
-        f" {checked.events} events, {checked.cut} cut by an engine's death, {len(checked.found)} "
-        "discrepancies"
+        f"{checked.requests} requests held one by one, {outcome.lines} lines of batches, {checked.events} "
+        f"events, {checked.cut} cut by an engine's death, {len(checked.found)} discrepancies"
     )
     print("  " + ", ".join(f"{name} {count}" for name, count in sorted(outcome.faults.items())))
     print(f"  answers: {dict(Counter(outcome.answers.status.values()))}, whole {len(outcome.answers.whole)}")

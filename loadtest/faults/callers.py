@@ -11,11 +11,12 @@ from typing import Any, Final
 import httpx
 
 from loadtest.children import NO_CERTIFICATES
-from loadtest.faults.parts import MODEL, ROUTES
+from loadtest.faults.parts import BOUGHT, BOUGHT_ROUTES, MODEL, ROUTES
 
 _PATHS: Final = {name: f"/v1/{name}" for name in ROUTES} | {"chat": "/v1/chat/completions"}
 _ENDS: Final = (b"data: [DONE]", b"event: message_stop", b"response.completed", b"response.incomplete")
 _LONGEST_S: Final = 30.0
+_BOUGHT_PART: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -35,10 +36,14 @@ class Answers:
 
 
 class Callers:
-    """So many threads, each one request after the other, until stopped."""
+    """So many threads, each one request after the other, until stopped. `buys`: some requests go to the model
+    that a provider serves.
+    """
 
-    def __init__(self, urls: list[str], keys: list[str], answers: Answers, seed: int, count: int) -> None:
-        self._urls, self._keys, self._answers = urls, keys, answers
+    def __init__(
+        self, urls: list[str], keys: list[str], answers: Answers, seed: int, count: int, *, buys: bool
+    ) -> None:
+        self._urls, self._keys, self._answers, self._buys = urls, keys, answers, buys
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(random.Random(f"{seed}/{number}"),), daemon=True)
@@ -62,14 +67,18 @@ class Callers:
                 time.sleep(0.1)
 
     def _call(self, dice: random.Random) -> None:
-        route, stream = dice.choice(ROUTES), dice.random() < 0.6
+        bought = self._buys and dice.random() < _BOUGHT_PART
+        model, routes = (BOUGHT, BOUGHT_ROUTES) if bought else (MODEL, ROUTES)
+        route, stream = dice.choice(routes), dice.random() < 0.6
         patience_s = dice.uniform(0, 1.5) if dice.random() < 0.3 else _LONGEST_S
         headers = {"authorization": f"Bearer {dice.choice(self._keys)}"}
         with (
             httpx.Client(
                 base_url=dice.choice(self._urls), timeout=patience_s, trust_env=False, verify=NO_CERTIFICATES
             ) as client,
-            client.stream("POST", _PATHS[route], json=_body(route, stream, dice), headers=headers) as answer,
+            client.stream(
+                "POST", _PATHS[route], json=_body(model, route, stream, dice), headers=headers
+            ) as answer,
         ):
             request_id = answer.headers.get("x-request-id", "")
             self._answers.heard(request_id, answer.status_code, whole=False)
@@ -84,10 +93,10 @@ class Callers:
                 time.sleep(0.1)
 
 
-def _body(route: str, stream: bool, dice: random.Random) -> dict[str, Any]:
+def _body(model: str, route: str, stream: bool, dice: random.Random) -> dict[str, Any]:
     text = "The sea is wide. " * dice.randint(1, 20) + str(dice.random())
     tokens = dice.randint(4, 120)
-    body: dict[str, Any] = {"model": MODEL, "stream": stream}
+    body: dict[str, Any] = {"model": model, "stream": stream}
     if route == "completions":
         return body | {"prompt": text, "max_tokens": tokens}
     if route == "responses":

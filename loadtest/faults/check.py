@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from loadtest.faults.callers import Answers
-from loadtest.faults.parts import Installation
+from loadtest.faults.parts import Engine, Installation
 
 _EVENTS: Final = """
 SELECT e.request_id, e.ending, e.produced_prompt, e.produced_output, e.billed_prompt + e.billed_output,
@@ -46,7 +46,9 @@ class Checked:
 
 def check(installation: Installation, answers: Answers) -> Checked:
     """At rest. Raises psycopg.Error, httpx.HTTPError."""
-    events = {row[0]: row for row in installation.sql(_EVENTS)}
+    every = {row[0]: row for row in installation.sql(_EVENTS)}
+    sellers = {provider.name for provider in installation.providers}
+    events = {name: row for name, row in every.items() if row[9] not in sellers}
     named: set[str] = set()
     for evidence, _, _ in installation.sql(_NAMED):
         named |= set((evidence or {}).get("requests", ()))
@@ -66,11 +68,11 @@ def check(installation: Installation, answers: Answers) -> Checked:
     for request_id, status in answers.status.items():
         whole = request_id in answers.whole
         found += _against_caller(
-            request_id, status, whole, events.get(request_id), absorbed=request_id in named
+            request_id, status, whole, every.get(request_id), absorbed=request_id in named
         )
     found += [
         Discrepancy("billed_twice", row[0], f"{row[7]} ledger transactions")
-        for row in events.values()
+        for row in every.values()
         if row[7] > 1
     ]
     found += [
@@ -79,12 +81,34 @@ def check(installation: Installation, answers: Answers) -> Checked:
         if (row[2] or row[3]) and row[0] not in truth
     ]
     for each in of_audit(installation.audit()):
-        event = events.get(each.request_id)
+        event = every.get(each.request_id)
         if event is None:
             found.append(each)
-        elif not _could_not_be_told(each, event, cut):
+        elif not _could_not_be_told(each, event, cut, sellers):
             found.append(replace(each, detail=f"{each.detail}; {_told(event)}"))
-    return Checked(len(truth.keys() | answers.status.keys()), len(events), len(cut), found)
+    bought = [row for row in every.values() if row[9] in sellers]
+    found += _against_providers(bought, installation.providers)
+    return Checked(len(truth.keys() | answers.status.keys()), len(every), len(cut), found)
+
+
+def _against_providers(bought: list[Any], providers: list[Engine]) -> list[Discrepancy]:
+    """A provider knows no request by our id. So what the events say that it told is held against what it made
+    of its requests, each of which can explain one event.
+    """
+    made: Counter[tuple[int, int]] = Counter()
+    for provider in providers:
+        provider.read_truth()
+        made.update((each["prompt"], each["output"]) for each in provider.told.values())
+    found = []
+    for row in bought:
+        told = row[8] == "engine"
+        if told and (row[2] or row[3]):
+            made[row[2], row[3]] -= 1
+            if made[row[2], row[3]] < 0:
+                found.append(Discrepancy("provider_made_no_such", row[0], _told(row)))
+        elif row[4] and not told:
+            found.append(Discrepancy("provider_did_not_say", row[0], f"{row[4]} tokens billed; {_told(row)}"))
+    return found
 
 
 def of_audit(report: Mapping[str, Any]) -> list[Discrepancy]:
@@ -105,9 +129,12 @@ def _name(request_id: str) -> str:
     return "req_" + request_id.removeprefix("resp_") if request_id.startswith("resp_") else request_id
 
 
-def _could_not_be_told(found: Discrepancy, event: Any, cut: set[str]) -> bool:
-    """Whether the usage is in doubt because its caller left and the engine died before it told it."""
-    return found.what == "audit_quarantined" and found.request_id in cut and event[6] == "usage_missing"
+def _could_not_be_told(found: Discrepancy, event: Any, cut: set[str], sellers: set[str]) -> bool:
+    """Whether the usage is in doubt because its caller left and the engine died before it told it, or a
+    provider, of which nobody knows what it was doing then.
+    """
+    may_be = found.request_id in cut or event[9] in sellers
+    return found.what == "audit_quarantined" and may_be and event[6] == "usage_missing"
 
 
 def _told(event: Any) -> str:

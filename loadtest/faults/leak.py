@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import redis
 
+from loadtest.faults.parts import MODEL
+
 LEAKS: Final = ("event", "token", "reservation")
 _WAIT_S: Final = 60.0
 
@@ -32,7 +34,7 @@ def lose_reservation(client: redis.Redis) -> str:
     """Lose the reservation of an open request that has output, and its open entry; its id, or "" where
     there is none now.
     """
-    for key in client.scan_iter("{c:*}:open", count=1000):
+    for key in client.scan_iter(f"{{c:{MODEL}}}:open", count=1000):
         opened: Any = client.zrange(key, 0, -1)
         for request_id in opened:
             reservation = key.removesuffix("open") + f"r:{request_id}"
@@ -50,7 +52,12 @@ def _spoil(client: redis.Redis, key: str, what: str) -> str:
     groups: Any = client.xinfo_groups(key)
     for entry, fields in entries:
         event = json.loads(fields["e"])
-        if event["billed"]["output"] < 2 or any(entry <= read["last-delivered-id"] for read in groups):
+        # Nobody but its provider could name what was bought.
+        if (
+            event["billed"]["output"] < 2
+            or event.get("provider")
+            or any(entry <= read["last-delivered-id"] for read in groups)
+        ):
             continue
         if what == "token":
             for part in ("produced", "billed"):

@@ -24,7 +24,10 @@ from loadtest.children import Child, DidNotStart, answers, free_port, python
 MODEL: Final = "sim"
 ENGINE_KEY: Final = "sk-engine"
 ROUTES: Final = ("chat", "completions", "responses", "messages")
-_ENGINE_WORDS: Final = ("--model", MODEL, "--api-key", ENGINE_KEY, "--decode-ms", "15", "--slots", "64")
+# What a provider of OpenAI's dialect serves; messages to it are translated.
+BOUGHT: Final = "bought"
+BOUGHT_ROUTES: Final = ("chat", "messages")
+_ENGINE_WORDS: Final = ("--model", MODEL, "--api-key", ENGINE_KEY, "--decode-ms", "15")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -152,10 +155,18 @@ class Postgres:
 
 class Installation:
     """Valkey with its log, PostgreSQL, two engines, two billing processes, two gateways; tenants with and
-    without a local lease. With `batches`, so many batch processes, which have these further settings.
+    without a local lease. With `batches`, so many batch processes, which have these further settings; with
+    `buys`, a provider that serves a model of its own.
     """
 
-    def __init__(self, folder: Path, batches: int = 0, batch_settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        batches: int = 0,
+        batch_settings: dict[str, str] | None = None,
+        *,
+        buys: bool = False,
+    ) -> None:
         self.folder = folder
         self.admin_key = secrets.token_urlsafe(16)
         self.postgres = Postgres(folder / "postgres")
@@ -165,6 +176,7 @@ class Installation:
         self.admin_urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
         self.keys: dict[str, str] = {}
         self.engines = [self._engine(number) for number in range(2)]
+        self.providers = [self._provider()] if buys else []
         self.valkey = self._valkey()
         self.billings = [self._billing(number) for number in range(2)]
         self.batch_urls = [f"http://127.0.0.1:{free_port()}" for _ in range(batches)]
@@ -174,12 +186,13 @@ class Installation:
     @property
     def parts(self) -> list[Any]:
         return [
-            *self.batches, *self.gateways, *self.billings, *self.engines, self.valkey, self.postgres
+            *self.batches, *self.gateways, *self.billings, *self.engines, *self.providers, self.valkey,
+            self.postgres,
         ]  # fmt: skip
 
     def start(self) -> None:
         """All of it, set up. Raises DidNotStart."""
-        for part in (*self.engines, self.valkey, *self.billings):
+        for part in (*self.engines, *self.providers, self.valkey, *self.billings):
             part.start()
         self.post("models", {"name": MODEL, "context_tokens": 2048, "routes": ROUTES})
         self.post("prices", {"model": MODEL, "input": "0.10", "output": "0.40"})
@@ -187,6 +200,11 @@ class Installation:
             self.post(
                 "instances", {"model": MODEL, "url": engine.url, "key": ENGINE_KEY, "instance": engine.name}
             )
+        for provider in self.providers:
+            self.post("models", {"name": BOUGHT, "context_tokens": 2048, "routes": BOUGHT_ROUTES})
+            self.post("prices", {"model": BOUGHT, "input": "0.10", "output": "0.40"})
+            how = {"engine": "openai", "engine_model": MODEL, "key": ENGINE_KEY, "instance": provider.name}
+            self.post("instances", {"model": BOUGHT, "url": provider.url, **how})
         lease = {"policy": "local_lease", "requests": 1_000, "units": 10_000_000}
         for name, more in (("refuses", {}), ("leased", {"redis_down": lease})):
             self.post("tenants", {"name": name, **more})
@@ -265,15 +283,22 @@ class Installation:
         return {"authorization": f"Bearer {self.admin_key}"}
 
     def _engine(self, number: int) -> Engine:
+        command = python("-m", "loadtest.engine", *_ENGINE_WORDS, "--slots", "64")
+        return self._simulated(f"engine-{number}", command, "/health")
+
+    def _provider(self) -> Engine:
+        command = python("-m", "loadtest.provider", "--dialect", "openai", *_ENGINE_WORDS)
+        return self._simulated("provider-0", command, "/sim/truth")
+
+    def _simulated(self, name: str, command: list[str], path: str) -> Engine:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        command = python("-m", "loadtest.engine", "--port", str(port), *_ENGINE_WORDS)
         return Engine(
-            name=f"engine-{number}",
+            name=name,
             folder=self.folder,
-            command=command,
+            command=[*command, "--port", str(port)],
             environment={},
-            ready=answers(f"{url}/health"),
+            ready=answers(url + path),
             url=url,
         )
 
