@@ -213,7 +213,8 @@ class Installation:
             part.start()
 
     def stop(self) -> None:
-        for part in reversed(self.parts):
+        """The stores last: what is told to stop waits for them."""
+        for part in self.parts:
             part.stop()
         self.redis.close()
 
@@ -350,8 +351,8 @@ class Installation:
             "TAAS_HOME": str(self.folder / f"gateway-{number}-home"), "TAAS_GATEWAY_PORT": url.rsplit(":",
             1)[1],
             "TAAS_GATEWAY_METRICS_PORT": str(free_port()), "TAAS_GATEWAY_PROCESSES": "1",
-            "TAAS_LEASE_MS": "3000", "TAAS_BATCH_URL": self.batch_urls[0] if self.batch_urls else "",
-            "TAAS_BATCH": "1" if self.batch_urls else "0",
+            "TAAS_LEASE_MS": "3000", "TAAS_UNREADY_S": "0", "TAAS_BATCH": "1" if self.batch_urls else "0",
+            "TAAS_BATCH_URL": self.batch_urls[0] if self.batch_urls else "",
         }  # fmt: skip
         command = python("-m", "gateway")
         return Part(

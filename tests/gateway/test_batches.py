@@ -67,6 +67,9 @@ def test_a_batch_service_that_is_away_is_503_in_the_callers_dialect(
             "/v1/files", files={"file": ("f", b"x" * 3_000_000)}, data={"purpose": "batch"}
         )
         assert uploaded.status_code == 503
+        for path in ("/v1/files", "/v1/batches", "/v1/messages/batches"):
+            packed = client.post(path, content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+            assert packed.status_code == 415, f"fault 4: {path} takes what is compressed"
     with gateway.client("sk-unknown") as client:
         assert client.get("/v1/batches").status_code == 401
 

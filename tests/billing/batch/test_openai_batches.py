@@ -174,6 +174,28 @@ def test_a_cancelled_batch_delivers_what_was_answered(batch_stack: BatchStack, c
         client.batches.cancel(made.id)
 
 
+def test_fault_41_a_gateway_and_a_batch_process_that_are_told_to_stop_end_their_lines(
+    batch_stack: BatchStack, client: OpenAI
+) -> None:
+    made = batch_stack.create(client, [chat(f"line-{n}", max_tokens=100) for n in range(120)])
+
+    def begun() -> bool:
+        counts = client.batches.retrieve(made.id).request_counts
+        return counts is not None and counts.completed > 0
+
+    wait_until(begun, "first answer")
+    for part in (batch_stack.installation.gateways[1], batch_stack.installation.batches[0]):
+        part.stop()
+        part.start()
+    batch = batch_stack.ended(client, made.id)
+    assert batch.request_counts is not None
+    assert batch.request_counts.to_dict() == {"total": 120, "completed": 120, "failed": 0}
+    assert batch_stack.billed(client.api_key) == 120
+    query = "select count(*) from usage_event where line like %s and produced_output > 0"
+    sent = batch_stack.installation.sql(query, f"{made.id}/%")
+    assert sent == [(120,)], "no line was answered twice"
+
+
 def test_a_batch_expires_and_delivers_what_was_answered(batch_stack: BatchStack, client: OpenAI) -> None:
     made = batch_stack.create(client, [chat(f"line-{n}", max_tokens=60) for n in range(400)])
     wait_until(
