@@ -60,6 +60,10 @@ CALLER_GONE = frozenset({Ending.CLIENT_DISCONNECT, Ending.CLIENT_STALLED})
 Settle = Callable[[Exchange, Ending, int], None]
 
 
+def _broke_protocol() -> AttemptFailed:
+    return AttemptFailed(UpstreamProtocolError(), "protocol")
+
+
 class Forwarder:
     """Forwards the exchanges of one process."""
 
@@ -90,9 +94,6 @@ class Forwarder:
         try:
             exchange.on_stop = lambda: self._stop(exchange)
             await self._attempt_instances(exchange, client)
-        except UpstreamProtocolError:
-            self._mark_failed(exchange, "protocol")
-            raise
         finally:
             # breaks the reference cycle with the exchange, which would wait for the garbage collector
             exchange.on_stop = None
@@ -225,9 +226,9 @@ class Forwarder:
                 aged = reused and exc.kind is UpstreamFailure.CLOSED_BEFORE_HEAD
                 if aged and not attempt.timed_out and exchange.stop_ending is None:
                     continue
-                kind = "timeout" if attempt.timed_out else exc.kind.value
                 if exc.kind is UpstreamFailure.PROTOCOL:
-                    raise UpstreamProtocolError from exc
+                    raise _broke_protocol() from exc
+                kind = "timeout" if attempt.timed_out else exc.kind.value
                 raise AttemptFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from exc
             if status == 200:
                 attempt.answered = True
@@ -265,7 +266,7 @@ class Forwarder:
             b"identity",
         }:
             connection.close()
-            raise UpstreamProtocolError
+            raise _broke_protocol()
 
     async def _raise_refusal(self, exchange: Exchange, connection: UpstreamConnection, status: int) -> None:
         body = bytearray()
@@ -394,7 +395,7 @@ class Forwarder:
                 log.error(
                     "engine broke its protocol", extra={"request_id": exchange.request_id, "rule": str(cause)}
                 )
-                raise UpstreamProtocolError from cause
+                raise _broke_protocol() from cause
             kind = "timeout" if exchange.attempt.timed_out else str(cause)
             raise AttemptFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from cause
         kind = "protocol" if broken_protocol else "timeout" if exchange.attempt.timed_out else str(cause)

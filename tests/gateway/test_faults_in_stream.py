@@ -149,18 +149,24 @@ def test_fault_29_garbage_is_502_within_bounded_memory(
     conserved()
 
 
-def test_fault_29_an_engine_that_sends_garbage_is_avoided_for_a_moment(
-    engine: SimEngine, make_engine: EngineMaker, catalogue: Catalogue, start_gateway: StartGateway
+@pytest.mark.parametrize("kind", ["html", "not_sse", "bad_chunk"])
+def test_fault_29_where_an_engine_sends_garbage_another_one_answers(
+    engine: SimEngine, make_engine: EngineMaker, catalogue: Catalogue, start_gateway: StartGateway, kind: str
 ) -> None:
     mad = make_engine()
-    mad.faults("garbage", "html", count=None)
+    mad.faults("garbage", kind, count=None)
     catalogue.instance(mad.url, mad.key, name="mad")
     catalogue.instance(
         engine.url, engine.key, name="good", load={"running": 50, "waiting": 0, "kv_usage": 0.5}
     )
     key = catalogue.key(catalogue.tenant("ten_a"))
     gateway = start_gateway()
-    assert [ask(gateway, key, "chat", True).status for _ in range(3)] == [502, 200, 200]
+    for stream in (True, False, True):
+        outcome = ask(gateway, key, "chat", stream)
+        assert outcome.status == 200
+        event = the_event(catalogue, outcome)
+        assert (event.instance, event.billed.output) == ("good", TOKENS)
+    assert len(mad.requests()) == 1, "it is left alone for a moment"
 
 
 def resident_bytes(gateway: GatewayProcess) -> int:
