@@ -38,9 +38,9 @@ _RECONCILED_S: Final = 60.0
 _IN_FLIGHT_S: Final = 0.2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One seed."""
+    """One seed. `lines`: of the batches that were created."""
 
     seed: int
     faults: Counter[str]
@@ -74,7 +74,10 @@ def run(seed: int, kills: int, callers: int, leaks: Sequence[str]) -> Outcome:
             come_to_rest(installation, leaked)
             checked = check(installation, answers)
             checked.found.extend(Discrepancy("line", line, why) for line, why in batches.wrong())
-            return Outcome(seed, faults, answers, checked, len(batches.made) * LINES, leaked)
+            lines = len(batches.made) * LINES
+            return Outcome(
+                seed=seed, faults=faults, answers=answers, checked=checked, lines=lines, leaked=leaked
+            )
         finally:
             installation.stop()
 
