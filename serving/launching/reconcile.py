@@ -37,8 +37,11 @@ class _Started(Enum):
 
 @dataclass(slots=True)
 class _Pool:
-    """What a pool's instances have been through. `not_before`: when the next one may be started."""
+    """What a pool's instances that are started in one way have been through. `not_before`: when the next one
+    may be started.
+    """
 
+    spec: str = ""
     backoff: Backoff = field(default_factory=Backoff)
     not_before: float = 0.0
     told: str = ""
@@ -123,7 +126,7 @@ class Reconciler:
         for instance in self._members.keys() - staying - self._fenced:
             # Its worker has ended by itself: the next one is started later each time.
             ready_s = self._members[instance]
-            pool = self._pool(origin(instance)[0])
+            pool = self._pool(*origin(instance))
             wait_s = pool.backoff.after(0.0 if ready_s is None else now - ready_s)
             pool.not_before = now + wait_s
             self._note(f"{instance}: its worker has ended; another one is started in {wait_s:.0f} s")
@@ -165,7 +168,7 @@ class Reconciler:
                 await self._drain(old[0], "it makes room for one that is started in the new way")
 
     async def _start(self, launch: Launch, count: int) -> _Started:
-        pool = self._pool(launch.pool)
+        pool = self._pool(launch.pool, launch.spec())
         if time.monotonic() < pool.not_before:
             return _Started.LATER
         for _ in range(count):
@@ -188,5 +191,8 @@ class Reconciler:
         self._draining.add(instance)
         await self._launcher.drain(instance)
 
-    def _pool(self, name: str) -> _Pool:
-        return self._pools.setdefault(name, _Pool())
+    def _pool(self, name: str, spec: str) -> _Pool:
+        """What was mended is tried at once."""
+        if name not in self._pools or self._pools[name].spec != spec:
+            self._pools[name] = _Pool(spec)
+        return self._pools[name]

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 
 from serving.launching.further_node import headless
 from serving.launching.launcher import Launch, origin
 from serving.launching.ray_cluster import command
+from serving.launching.reconcile import Reconciler
 
 LAUNCH = Launch(
     pool="org/m",
@@ -80,3 +82,34 @@ def test_an_engine_over_two_nodes_has_one_head_and_one_without_a_server() -> Non
     assert headless(server) == [
         "py", "-m", "vllm.entrypoints.cli.main", "serve", "/m", "--host", "h", "--nnodes", "2", "--headless",
     ]  # fmt: skip
+
+
+class Failing:
+    """A launcher whose workers end at once."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+
+    async def start(self, instance: str, launch: Launch) -> None:
+        self.started.append(origin(instance)[1])
+
+    async def running(self) -> frozenset[str]:
+        return frozenset()
+
+    async def drain(self, instance: str) -> None:
+        raise AssertionError
+
+    async def end(self, instance: str) -> None:
+        raise AssertionError
+
+
+async def test_what_fails_is_started_later_each_time_until_it_is_started_otherwise(redis: Redis) -> None:
+    launcher, wrong = Failing(), replace(LAUNCH, instances=1)
+    reconciler = Reconciler(launcher, redis, lambda _: None)
+    for _ in range(3):
+        await reconciler.round([wrong])
+    assert launcher.started == [wrong.spec()]
+    mended = replace(wrong, path="/there")
+    for _ in range(3):
+        await reconciler.round([mended])
+    assert launcher.started == [wrong.spec(), mended.spec()]
