@@ -124,14 +124,14 @@ class InferenceApi:
         self.quarantine.check(parsed, tenant.tenant)
         if parsed.ignored:
             self._report_ignored(parsed, scope, client)
-        choice = None
+        choice, woken_ms = None, 0
         if len(serving) > 1:
             salt = self.cache_salt(tenant.tenant)
             choice = Choice(self.router, parsed, model, salt, scope["headers"])
         try:
             # Nothing is reserved yet, so a failure leaks nothing.
             if model.wakes:
-                await self._wake(model, parsed, tenant, client)
+                woken_ms = await self._wake(model, parsed, tenant, client)
             found = self._candidates(model, route, choice)
         except NoInstance:
             self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.service_tier)
@@ -153,6 +153,7 @@ class InferenceApi:
             client_connection=client.connection,
         )
         exchange = self._exchange(request, found[0], choice)
+        exchange.waited_ms = woken_ms
         with _Settling(self, exchange, client):
             if tenant.budgets:
                 output_tokens = most_output(parsed, model.default_max_tokens)
@@ -192,21 +193,24 @@ class InferenceApi:
                 candidates = partial(self._candidates_to_resume, part)
                 part = await self.resumer.resume(part, interrupted, client, candidates)
 
-    async def _wake(self, model: Model, parsed: ParsedRequest, tenant: Tenant, client: Client) -> None:
-        """Wait while the model has no instance at all; one will be started. Raises NoInstance,
-        ClientDisconnected.
+    async def _wake(self, model: Model, parsed: ParsedRequest, tenant: Tenant, client: Client) -> int:
+        """Wait while the model has no instance at all; one will be started. Returns how many ms that took.
+        Raises NoInstance, ClientDisconnected.
         """
 
         def is_there() -> bool:
             return bool(ready(self.catalogue.serving(model.name, parsed.route.facts.offered_as)))
 
-        if not is_there():
-            if parsed.stream:
-                self.heartbeats.watch(client)
-            try:
-                await self.waking.wait(model, tenant.tenant, is_there, client.connection.is_disconnected)
-            finally:
-                self.heartbeats.forget(client)
+        if is_there():
+            return 0
+        began_at = time.monotonic()
+        if parsed.stream:
+            self.heartbeats.watch(client)
+        try:
+            await self.waking.wait(model, tenant.tenant, is_there, client.connection.is_disconnected)
+        finally:
+            self.heartbeats.forget(client)
+        return int((time.monotonic() - began_at) * 1000)
 
     def _report_ignored(self, parsed: ParsedRequest, scope: Scope, client: Client) -> None:
         """Name the ignored fields in a header of the answer. If the request says `x-taas-strict: 1`, refuse

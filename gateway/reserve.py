@@ -364,8 +364,9 @@ class Reserver:
                 self._leave_queue(exchange, refused=isinstance(error, NoInstance), withdrawn=not away)
             raise
         finally:
-            exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
-            self._wait_queue.leave(exchange, ended)
+            waited_s = time.monotonic() - began_at
+            exchange.waited_ms += int(waited_s * 1000)
+            self._wait_queue.leave(exchange, ended, waited_s)
         return found, candidates
 
     def _leave_queue(self, exchange: Exchange, *, refused: bool = False, withdrawn: bool = True) -> None:

@@ -162,14 +162,14 @@ class WaitQueue:
         exchange.on_stop = turn.set
         return turn
 
-    def leave(self, exchange: Exchange, end: WaitEnd) -> None:
-        """Leave the queue, served or not, after `waited_ms`."""
+    def leave(self, exchange: Exchange, end: WaitEnd, waited_s: float) -> None:
+        """Leave the queue, served or not."""
         if self._turns.pop(exchange.request_id, None) is not None:
             self._bytes -= exchange.request.body_bytes
             del self.exchanges[exchange.request_id]
             exchange.on_stop = None
             tier, size = exchange.parsed.service_tier.value, exchange.request.body_bytes
-            self._metrics.wait_ended(tier, end, exchange.waited_ms / 1000, size)
+            self._metrics.wait_ended(tier, end, waited_s, size)
 
     def __len__(self) -> int:
         return len(self._turns)
