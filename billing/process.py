@@ -41,10 +41,12 @@ from billing.reclaims.carry_out import Reclaimer
 from billing.reclaims.cuts import rates_in_force
 from billing.redis_watch import REDIS_WATCH_INTERVAL_MS, RedisWatch
 from billing.settings import BillingSettings
+from billing.usage.budget_alerts import AlertSender
 from billing.usage.busy_cells import BusyCells
 from billing.usage.consumer import MORE_WAITS, Consumer
-from billing.usage.held_budgets import SWEEP_INTERVAL_MS, sweep
+from billing.usage.held_budgets import sweep
 from billing.usage.reap import Reaper
+from billing.wire.certificates import checked_by
 from billing.wire.listening import naming
 from billing.wire.metrics_page import MetricsPage
 from billing.wire.redis_address import parse_redis_url
@@ -71,6 +73,8 @@ _CONTRACTS_INTERVAL_MS: Final = 1_000
 _LEADS_INTERVAL_MS: Final = 5_000
 # A lost instance, and a signed contract, are visible within 10 s: at every second check, also if it is late.
 _INVENTORY_INTERVAL_MS: Final = 9_000
+# Alerts of budgets are sent, and what nobody will record is given back, within this time.
+_BUDGETS_INTERVAL_MS: Final = 5_000
 # Answers are kept for a day, so one more or less matters little.
 _FORGET_INTERVAL_MS: Final = 600_000
 # Scripts of versions that were replaced take 40 kB each.
@@ -269,12 +273,6 @@ def _loops(
         interval_ms=_INVENTORY_INTERVAL_MS,
     )
 
-    held = LeadersRounds(
-        metrics.shared.leads,
-        lambda: sweep(stores.loops_engine, client),
-        interval_ms=SWEEP_INTERVAL_MS,
-    )
-
     return [
         Loop("consumer", consume, interval_ms=0, rest_ms=settings.usage_poll_ms, metrics=metrics),
         Loop("claims", claim, interval_ms=max(100, settings.usage_claim_idle_ms // 2), metrics=metrics),
@@ -288,8 +286,19 @@ def _loops(
         ),
         Loop("autoscaling", autoscaling.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
         Loop("inventory", inventory.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
-        Loop("held-budgets", held.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
+        _budget_loop(settings, stores, metrics),
     ]
+
+
+def _budget_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetrics) -> Loop:
+    sender = AlertSender(stores.loops_engine, verify=checked_by(ca_file=settings.upstream_ca_file))
+
+    def look() -> None:
+        sender.round()
+        sweep(stores.loops_engine, stores.client)
+
+    rounds = LeadersRounds(metrics.shared.leads, look, interval_ms=_BUDGETS_INTERVAL_MS)
+    return Loop("budgets", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
 
 
 def _capacity_loops(

@@ -1,29 +1,36 @@
 """Routes of budgets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 from pydantic import AfterValidator, Field, WithJsonSchema
+from sqlalchemy import Connection
 
 from billing.api.answer import Answer, Listing, Ms, Usd
 from billing.api.control import Control
-from billing.api.fields import Body, IdPath, Moment, Name, TenantQuery
+from billing.api.fields import Body, IdPath, Moment, Name, TenantQuery, Text
 from billing.api.limits import KeyId
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
-from billing.catalogue import budgets, tenants
+from billing.catalogue import budget_alerts, budgets, tenants
+from billing.catalogue.budget_alerts import Alert
 from billing.catalogue.budget_periods import Per
 from billing.catalogue.budgets import Budget, Raise
 from billing.catalogue.money import Money, MoneyError
 from billing.contracts import store
 from billing.ledger.budget_spent import count_if_new
+from billing.page import Page
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/budgets", tags=["budgets"], dependencies=[KNOWN_QUERY])
 
 # The scripts count in micro-dollars: far below where a Lua number is no longer exact.
 _USD_MAX: Final = 10**9
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+Percent = Annotated[int, Field(ge=1, le=100)]
 
 
 def _usd(text: str) -> str:
@@ -64,6 +71,40 @@ class BudgetSet(Body):
     raised: RaiseBody | None = None
 
 
+def _webhook(url: str) -> str:
+    """Over TLS, unless it stays on this machine."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in _LOOPBACK):
+        raise ValueError("a URL for alerts begins with https:// (http:// only to this machine)")
+    if not parts.hostname or "@" in parts.netloc:
+        raise ValueError("a URL for alerts names a host, and no password")
+    return url
+
+
+class AlertSet(Body):
+    """Who is told when so many percent are spent."""
+
+    percent: Percent
+    url: Annotated[
+        Text, AfterValidator(_webhook), WithJsonSchema({"type": "string", "format": "uri", "maxLength": 2048})
+    ]
+
+
+class AlertAnswer(Answer):
+    """`failure`: why the last attempt failed; it is tried again."""
+
+    percent: int
+    url: str
+    failure: str | None
+
+
+class AlertMade(AlertAnswer):
+    """`secret` signs what is sent, and is shown this once."""
+
+    budget: str
+    secret: str
+
+
 class RaisedAnswer(Answer):
     """So much more, until then."""
 
@@ -73,7 +114,8 @@ class RaisedAnswer(Answer):
 
 class BudgetAnswer(Answer):
     """A budget in its current period; `until_ms` null: it has no end. `left` is below 0 where more was
-    spent than the budget is now.
+    spent than the budget is now. `runs_out_ms`: when it is used up, if spending goes on as in this period so
+    far; null: not in this period.
     """
 
     budget: str
@@ -89,6 +131,8 @@ class BudgetAnswer(Answer):
     left: Usd
     from_ms: Ms
     until_ms: Ms | None
+    runs_out_ms: Ms | None
+    alerts: list[AlertAnswer]
 
 
 @router.put("", response_model=BudgetAnswer)
@@ -104,10 +148,8 @@ def put(body: BudgetSet, control: Control, response: Response) -> dict[str, Any]
         whose = budgets.find_whose(connection, body.tenant, body.project, body.key_id)
         made = budgets.put(connection, whose, Per(body.per), Money.parse(body.usd), more, now_ms)
         count_if_new(connection, [made])
-        made = budgets.find(connection, made.budget_id)
-        names = tenants.names(connection, [made.tenant_id])
-        projects = budgets.project_names(connection, [made])
-    return _shown(made, names, projects)
+        (shown,) = _shown(connection, [budgets.find(connection, made.budget_id)])
+    return shown
 
 
 @router.get("", response_model=Listing[BudgetAnswer])
@@ -116,23 +158,55 @@ def list_all(control: Control, asked: PageQuery, tenant: TenantQuery = None) -> 
     with control.reading() as connection:
         tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id
         found = budgets.list_page(connection, asked, tenant_id)
-        names = tenants.names(connection, [budget.tenant_id for budget in found.rows])
-        projects = budgets.project_names(connection, found.rows)
-        return listing(found, lambda budget: _shown(budget, names, projects))
+        return listing(Page(_shown(connection, found.rows), found.next), dict)
 
 
 @router.delete("/{budget_id}", response_model=BudgetAnswer)
 def remove(budget_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Remove a budget. The answer shows it."""
     with control.changing(response) as connection:
-        gone = budgets.remove(connection, budget_id)
-        names = tenants.names(connection, [gone.tenant_id])
-        projects = budgets.project_names(connection, [gone])
-    return _shown(gone, names, projects)
+        (shown,) = _shown(connection, [budgets.find(connection, budget_id)])
+        budgets.remove(connection, budget_id)
+    return shown
 
 
-def _shown(
-    budget: Budget, tenant_names: Mapping[str, str], project_names: Mapping[str, str]
+@router.put("/{budget_id}/alerts", response_model=AlertMade)
+def put_alert(budget_id: IdPath, body: AlertSet, control: Control, response: Response) -> dict[str, Any]:
+    """Have somebody told, once in each period, when so many percent of a budget are spent: a POST of JSON to
+    this URL, signed as the Standard Webhooks specification has it. To set it again makes a new secret.
+    """
+    with control.changing(response) as connection:
+        made = budget_alerts.put(connection, budget_id, body.percent, body.url)
+    return {"budget": budget_id, **_shown_alert(made), "secret": made.secret}
+
+
+@router.delete("/{budget_id}/alerts/{percent}", response_model=AlertAnswer)
+def remove_alert(
+    budget_id: IdPath, percent: Annotated[Percent, Path()], control: Control, response: Response
+) -> dict[str, Any]:
+    """Tell nobody any more at so many percent. The answer shows the alert."""
+    with control.changing(response) as connection:
+        return _shown_alert(budget_alerts.remove(connection, budget_id, percent))
+
+
+def _shown(connection: Connection, some: Sequence[Budget]) -> list[dict[str, Any]]:
+    now_ms = store.now_ms(connection)
+    names = tenants.names(connection, [budget.tenant_id for budget in some])
+    projects = budgets.project_names(connection, some)
+    alerts = budget_alerts.of_budgets(connection, [budget.budget_id for budget in some])
+    return [
+        _shown_one(budget, names, projects, now_ms)
+        | {"alerts": [_shown_alert(alert) for alert in alerts.get(budget.budget_id, ())]}
+        for budget in some
+    ]
+
+
+def _shown_alert(alert: Alert) -> dict[str, Any]:
+    return {"percent": alert.percent, "url": alert.url, "failure": alert.failure}
+
+
+def _shown_one(
+    budget: Budget, tenant_names: Mapping[str, str], project_names: Mapping[str, str], now_ms: int
 ) -> dict[str, Any]:
     return {
         "budget": budget.budget_id,
@@ -150,4 +224,5 @@ def _shown(
         "left": str(budget.limit - budget.spent),
         "from_ms": budget.from_ms,
         "until_ms": budget.until_ms,
+        "runs_out_ms": budget.runs_out_ms(now_ms),
     }

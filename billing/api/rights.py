@@ -43,6 +43,8 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "PUT /admin/v1/budgets": Right.ADMIN,
     "GET /admin/v1/budgets": Right.ADMIN,
     "DELETE /admin/v1/budgets/{budget_id}": Right.ADMIN,
+    "PUT /admin/v1/budgets/{budget_id}/alerts": Right.ADMIN,
+    "DELETE /admin/v1/budgets/{budget_id}/alerts/{percent}": Right.ADMIN,
     "POST /admin/v1/models": Right.ADMIN,
     "GET /admin/v1/models": Right.ADMIN,
     "GET /admin/v1/models/{name:path}": Right.ADMIN,

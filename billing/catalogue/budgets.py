@@ -45,6 +45,16 @@ class Budget:
     def limit(self) -> Money:
         return self.amount if self.raised is None else self.amount + self.raised
 
+    def runs_out_ms(self, now_ms: int) -> int | None:
+        """When it is used up if spending goes on as in its period so far; None if that is after the period,
+        or cannot be said.
+        """
+        if self.until_ms is None or self.spent.picousd <= 0:
+            return None
+        left = max(0, self.limit.picousd - self.spent.picousd)
+        moment_ms = now_ms + left * max(0, now_ms - self.from_ms) // self.spent.picousd
+        return moment_ms if moment_ms < self.until_ms else None
+
     def covers(self, project_id: str, key_id: str) -> bool:
         """Whether a request of this project and key of its tenant counts."""
         return self.project_id in {None, project_id} and self.key_id in {None, key_id}
@@ -222,6 +232,12 @@ def _budget(row: Row[Any]) -> Budget:
         zone=row.time_zone,
         spent=Money.from_sql(row.spent),
     )
+
+
+def some(connection: Connection, budget_ids: Collection[str]) -> dict[str, Budget]:
+    """These budgets, by id."""
+    rows = connection.execute(_select().where(table.c.budget_id.in_(set(budget_ids))))
+    return {row.budget_id: _budget(row) for row in rows}
 
 
 def project_names(connection: Connection, budgets: Iterable[Budget]) -> dict[str, str]:

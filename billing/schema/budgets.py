@@ -7,6 +7,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKey,
+    Integer,
     Numeric,
     Table,
     Text,
@@ -52,4 +53,22 @@ budget_spent = Table(
     Column("budget_id", Text, ForeignKey(budget.c.budget_id, ondelete="CASCADE"), primary_key=True),
     Column("from_ms", BigInteger, primary_key=True, autoincrement=False),
     Column("amount_picousd", Numeric(38, 0), nullable=False),
+)
+
+# Who is told when so much of a budget is spent. `sent_from_ms`: the period for which it was. After a failure
+# it is tried again at `next_ms`.
+budget_alert = Table(
+    "budget_alert",
+    metadata,
+    Column("budget_id", Text, ForeignKey(budget.c.budget_id, ondelete="CASCADE"), primary_key=True),
+    Column("percent", Integer, primary_key=True, autoincrement=False),
+    Column("url", Text, nullable=False),
+    # Signs what is sent, so it cannot be a hash.
+    Column("secret", Text, nullable=False),
+    Column("sent_from_ms", BigInteger),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_ms", BigInteger),
+    Column("failure", Text),
+    Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
+    CheckConstraint("percent between 1 and 100", name="percent"),
 )

@@ -14,7 +14,6 @@ from billing.schema.ledger import usage_event
 from billing.wire import redis_keys
 from billing.wire.redis_clock import now_ms
 
-SWEEP_INTERVAL_MS: Final = 10_000
 # Longer than a gateway takes from holding to reserving.
 _PATIENCE_MS: Final = 60_000
 

@@ -6,23 +6,38 @@ import click
 
 from deploy.cli import moments
 from deploy.cli.connection import call, call_list, given
-from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, print_table, show
+from deploy.cli.output import (
+    Columns,
+    json_option,
+    limit_option,
+    moment,
+    print_fields,
+    print_json,
+    print_table,
+    show,
+)
 
 
 def _raised(row: Any) -> str | None:
     return None if row["raised"] is None else f"+{row['raised']['usd']}"
 
 
+def _alerts(row: Any) -> str | None:
+    """A failed one is marked."""
+    shown = (f"{each['percent']}%" + ("!" if each["failure"] else "") for each in row["alerts"])
+    return " ".join(shown) or None
+
+
 _COLUMNS: Columns = {
     "BUDGET": "budget", "TENANT": "tenant_name", "PROJECT": "project_name", "KEY ID": "key_id", "PER": "per",
     "USD": "usd", "RAISED": _raised, "SPENT": "spent", "LEFT": "left", "FROM (UTC)": moment("from_ms"),
-    "UNTIL (UTC)": moment("until_ms"),
+    "UNTIL (UTC)": moment("until_ms"), "RUNS OUT (UTC)": moment("runs_out_ms"), "ALERTS": _alerts,
 }  # fmt: skip
 
 
 @click.group()
 def budget() -> None:
-    """Budgets: set, list, remove."""
+    """Budgets: set, list, alert, remove."""
 
 
 @budget.command("set")
@@ -76,6 +91,36 @@ def list_all(tenant: str | None, limit: int | None, as_json: bool) -> None:
     """List budgets, and what is spent of them."""
     answer = call_list("budgets", query={"tenant": tenant}, limit=limit)
     show(answer, as_json, _COLUMNS, empty="no budgets")
+
+
+@budget.command()
+@click.argument("budget_id", metavar="BUDGET")
+@click.option("--percent", type=click.IntRange(1, 100), required=True, help="When so much of it is spent.")
+@click.option("--url", help="Where the alert is sent: a POST of JSON.")
+@click.option("--remove", "removes", is_flag=True, help="Send none any more.")
+@json_option
+def alert(budget_id: str, percent: int, url: str | None, removes: bool, as_json: bool) -> None:
+    """Have somebody told, once in each period, when so much of the budget BUDGET is spent. The secret with
+    which alerts are signed (Standard Webhooks) is shown this once.
+
+    \b
+    taas budget alert bud_… --percent 80 --url https://hooks.acme.example/budgets
+    taas budget alert bud_… --percent 80 --remove
+    """
+    if removes == (url is not None):
+        raise click.UsageError("give --url or --remove.")
+    if removes:
+        gone = call("DELETE", "budgets", budget_id, "alerts", str(percent))
+        if as_json:
+            print_json(gone)
+        else:
+            click.echo(f"nobody is told any more at {percent} % of {budget_id}")
+        return
+    made = call("PUT", "budgets", budget_id, "alerts", body={"percent": percent, "url": url})
+    if as_json:
+        print_json(made)
+    else:
+        print_fields({"budget": budget_id, "percent": percent, "url": made["url"], "secret": made["secret"]})
 
 
 @budget.command()

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tests.fixtures.crowd import crowd
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import GatewayProcess, wait_until
 from tests.fixtures.stack import Stack, empty_stack
+from tests.fixtures.webhook import Webhook
 
 MODEL, FREE = "sim", "free"
 # A request of 100 tokens of output costs a hundredth of a dollar, and a little for its prompt.
@@ -166,3 +167,19 @@ def test_a_refused_request_holds_nothing(shop: Shop) -> None:
     fields, held = f"{{b:{tenant}}}:budgets", f"{{b:{tenant}}}:held"
     wait_until(lambda: not shop.stack.redis.hlen(held), "nothing held")
     assert shop.stack.redis.hget(fields, f"{made['budget']}:held") == "0"
+
+
+def test_somebody_is_told_before_it_is_used_up(shop: Shop) -> None:
+    tenant, key = shop.stack.new_tenant()
+    made = shop.budget("--tenant", tenant, "--usd", "0.02", "--per", "day")
+    with closing(Webhook()) as webhook:
+        words = ("budget", "alert", made["budget"], "--percent", "40", "--url", webhook.url, "--json")
+        secret = json.loads(shop.stack.taas(*words))["secret"]
+        with shop.client(key) as client:
+            client.chat.completions.create(**ASKED)
+        wait_until(lambda: bool(webhook.taken), "alert", 30)
+        ((_, body),) = webhook.taken
+    said = json.loads(body)
+    assert (said["budget"], said["percent"], said["tenant"]) == (made["budget"], 40, tenant)
+    assert Decimal(said["spent"]) == shop.spent(tenant)
+    assert secret not in shop.stack.log("billing")

@@ -65,10 +65,31 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("budget_id", "from_ms", name=op.f("pk_budget_spent")),
     )
+    op.create_table(
+        "budget_alert",
+        sa.Column("budget_id", sa.Text(), nullable=False),
+        sa.Column("percent", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("secret", sa.Text(), nullable=False),
+        sa.Column("sent_from_ms", sa.BigInteger(), nullable=True),
+        sa.Column("attempts", sa.Integer(), nullable=False, server_default=sa.text("'0'")),
+        sa.Column("next_ms", sa.BigInteger(), nullable=True),
+        sa.Column("failure", sa.Text(), nullable=True),
+        sa.Column("created_ms", sa.BigInteger(), server_default=_NOW_MS, nullable=False),
+        sa.CheckConstraint("percent between 1 and 100", name=op.f("ck_budget_alert_percent")),
+        sa.ForeignKeyConstraint(
+            ["budget_id"],
+            ["budget.budget_id"],
+            name=op.f("fk_budget_alert_budget_id_budget"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("budget_id", "percent", name=op.f("pk_budget_alert")),
+    )
 
 
 def downgrade() -> None:
     """Budgets are lost, and nothing is refused by one any more."""
+    op.drop_table("budget_alert")
     op.drop_table("budget_spent")
     op.drop_table("budget")
     op.drop_column("tenant", "time_zone")

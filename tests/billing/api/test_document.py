@@ -180,6 +180,8 @@ def ask_the_catalogue(ask: Checked, database: Engine) -> str:
     ask("PUT", "budgets", key_id=key, usd="1.00", per="total")
     raised = {"usd": "1", "until": "2999-01-01T00:00:00Z"}
     budget = ask("PUT", "budgets", tenant="acme", project="default", usd="5", per="month", raised=raised)
+    ask("PUT", f"budgets/{budget['budget']}/alerts", percent=80, url="https://hooks.example/budgets")
+    ask("DELETE", f"budgets/{budget['budget']}/alerts/80")
     ask("DELETE", f"budgets/{budget['budget']}")
     price = {"input": "1", "output": "2"}
     ask("POST", "prices", model="m", **price, **{"from": 1_800_000_000_000})

@@ -1,0 +1,96 @@
+"""Sends the alerts of budgets: a POST of JSON, signed as the Standard Webhooks specification has it
+(https://www.standardwebhooks.com). Each is sent once for a period, and again until somebody takes it.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import httpx
+from sqlalchemy import Engine
+
+from billing.catalogue import budget_alerts
+from billing.catalogue.budget_alerts import SIGNING_PREFIX, Alert
+from billing.catalogue.budgets import Budget
+from billing.schema.clock import database_now_ms
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT_S: Final = 5.0
+_RETRY_MS_LEAST: Final = 5_000
+_RETRY_MS_MOST: Final = 3_600_000
+
+
+class AlertSender:
+    """Sends what is due. `verify`: whose certificates it trusts, as httpx takes it."""
+
+    def __init__(self, engine: Engine, *, verify: Any, now_ms: Callable[[], int] | None = None) -> None:
+        self._engine = engine
+        self._now_ms = now_ms
+        self._http = httpx.Client(timeout=_TIMEOUT_S, trust_env=False, follow_redirects=False, verify=verify)
+
+    def round(self) -> None:
+        """Try each alert that is due once. Raises SQLAlchemyError."""
+        with self._engine.connect() as connection:
+            now_ms = database_now_ms(connection) if self._now_ms is None else self._now_ms()
+            due = budget_alerts.due(connection, now_ms)
+        for alert, budget in due:
+            failure = self._send(alert, budget, now_ms)
+            with self._engine.begin() as connection:
+                if failure is None:
+                    budget_alerts.sent(connection, alert, budget.from_ms)
+                else:
+                    _log.warning("an alert of %s was not taken: %s", alert.budget_id, failure)
+                    wait_ms = min(_RETRY_MS_MOST, _RETRY_MS_LEAST * 2 ** min(alert.attempts, 20))
+                    budget_alerts.failed(connection, alert, failure, now_ms + wait_ms)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def _send(self, alert: Alert, budget: Budget, now_ms: int) -> str | None:
+        """Returns why it was not taken, None if it was."""
+        body = json.dumps(content(alert, budget, now_ms)).encode()
+        alert_id = f"{alert.budget_id}-{alert.percent}-{budget.from_ms}"
+        headers = {
+            "content-type": "application/json",
+            "webhook-id": alert_id,
+            "webhook-timestamp": str(now_ms // 1000),
+            "webhook-signature": signature(alert.secret, alert_id, now_ms // 1000, body),
+        }
+        try:
+            status = self._http.post(alert.url, content=body, headers=headers).status_code
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            return type(exc).__name__
+        return None if 200 <= status < 300 else f"status {status}"
+
+
+def content(alert: Alert, budget: Budget, now_ms: int) -> dict[str, Any]:
+    """What is sent. Amounts in USD are exact decimal strings."""
+    return {
+        "type": "budget.spent",
+        "percent": alert.percent,
+        "budget": budget.budget_id,
+        "tenant": budget.tenant_id,
+        "project": budget.project_id,
+        "key_id": budget.key_id,
+        "per": budget.per.value,
+        "usd": str(budget.limit),
+        "spent": str(budget.spent),
+        "left": str(budget.limit - budget.spent),
+        "from_ms": budget.from_ms,
+        "until_ms": budget.until_ms,
+        "runs_out_ms": budget.runs_out_ms(now_ms),
+        "at_ms": now_ms,
+    }
+
+
+def signature(secret: str, alert_id: str, at_s: int, body: bytes) -> str:
+    """HMAC-SHA256 over id, time and body."""
+    key = base64.b64decode(secret.removeprefix(SIGNING_PREFIX))
+    signed = b".".join((alert_id.encode(), str(at_s).encode(), body))
+    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
