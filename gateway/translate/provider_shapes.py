@@ -2,7 +2,7 @@
 that is passed on as it stands is `Raw`, so that no number in it changes.
 """
 
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import MsgspecError, Raw, Struct
 from msgspec.json import Decoder
@@ -10,8 +10,6 @@ from msgspec.json import Decoder
 from gateway.stream.meter import ProtocolViolation
 
 T = TypeVar("T")
-# How lines of events without data begin.
-_WITHOUT_DATA: Final = (b":", b"event:", b"id:", b"retry:")
 
 
 class Ending(Struct):
@@ -102,6 +100,6 @@ def data_of(event: bytes) -> bytes:
     """
     lines = event.split(b"\n")
     data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
-    if not data and not all(line.startswith(_WITHOUT_DATA) for line in lines if line):
+    if not (data or {b"", b"event", b"id", b"retry"}.issuperset(line.partition(b":")[0] for line in lines)):
         raise ProtocolViolation("not a stream of events")
     return b"\n".join(data)

@@ -8,6 +8,7 @@ import orjson
 from gateway.errors import InvalidRequest
 from gateway.protocol.media import IMAGE_TYPES
 from gateway.protocol.messages import THINKING_TOKENS_MIN
+from gateway.translate.answers import is_object
 from gateway.translate.to_chat import Blocks, cannot, check_names
 
 _KNOWN: Final = frozenset({
@@ -15,6 +16,7 @@ _KNOWN: Final = frozenset({
     "model", "parallel_tool_calls", "reasoning_effort", "response_format", "stop", "stream", "temperature",
     "thinking_token_budget", "tool_choice", "tools", "top_k", "top_p",
 })  # fmt: skip
+_CARRIED: Final = ("model", "stream", "temperature", "top_p")
 # 0 is also False, and 1 is True.
 _WITHOUT_EFFECT: Final[dict[str, Any]] = {
     "add_special_tokens": 0, "frequency_penalty": 0, "ignore_eos": 0, "include_reasoning": 1,
@@ -31,9 +33,7 @@ _NOT_IN_AN_ID: Final = re.compile(r"[^A-Za-z0-9_-]")
 def messages_request(chat: dict[str, Any], *, default_max_tokens: int) -> dict[str, Any]:
     """The body for the provider. `chat` is a checked body and is not changed. Raises InvalidRequest."""
     check_names(chat, _KNOWN, _WITHOUT_EFFECT)
-    body: dict[str, Any] = {
-        name: chat[name] for name in ("model", "stream", "temperature", "top_p") if name in chat
-    }
+    body: dict[str, Any] = {name: chat[name] for name in _CARRIED if name in chat}
     body["max_tokens"] = chat.get("max_completion_tokens") or chat.get("max_tokens") or default_max_tokens
     if body.get("temperature", 0) > 1:
         raise cannot("temperature", "takes at most 1")
@@ -65,10 +65,9 @@ def _set_thinking(chat: dict[str, Any], body: dict[str, Any]) -> None:
     if (form := chat.get("response_format")) and form["type"] != "text":
         if form["type"] != "json_schema":
             raise cannot("response_format.type", "takes json_schema only")
-        schema, purpose = form["json_schema"]["schema"], form["json_schema"].get("description")
-        if purpose:
-            described = schema.get("description")
-            schema = schema | {"description": f"{purpose}\n{described}" if described else purpose}
+        schema = form["json_schema"]["schema"]
+        if purpose := form["json_schema"].get("description"):
+            schema = schema | {"description": f"{purpose}\n{schema.get('description', '')}".strip()}
         config["format"] = {"type": "json_schema", "schema": schema}
     if config:
         body["output_config"] = config
@@ -180,13 +179,10 @@ def _image(where: str, url: str) -> dict[str, Any]:
 
 
 def _tool_use(where: str, call: dict[str, Any]) -> dict[str, Any]:
-    name, arguments = call["function"]["name"], call["function"]["arguments"]
-    try:
-        given = orjson.loads(arguments) if arguments and not arguments.isspace() else {}
-    except orjson.JSONDecodeError:
-        given = None
-    if type(given) is not dict:
+    name, arguments = call["function"]["name"], call["function"]["arguments"].strip() or "{}"
+    if not is_object(arguments):
         raise cannot(f"{where}.function.arguments", "takes a JSON object only")
+    given = orjson.Fragment(arguments)  # as it stands, so that no number in it changes
     return {"type": "tool_use", "id": _call_id(call["id"]), "name": name, "input": given}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 from anthropic.types import Message
 from openai.types.chat import ChatCompletion
@@ -94,7 +95,7 @@ CONVERSATION = {
     "members", [{}, {"stop": ["e"]}, CALLS, CONVERSATION], ids=["text", "stop", "call", "talk"]
 )
 def test_a_chat_caller_of_real_vllms_messages(provider: httpx.Client, members: dict[str, Any]) -> None:
-    body = messages_request(checked(Route.CHAT, **members), default_max_tokens=40)
+    body = json.loads(orjson.dumps(messages_request(checked(Route.CHAT, **members), default_max_tokens=40)))
     whole = ChatCompletion.model_validate_json(
         chat_answer(asked(provider, "/v1/messages", body), answer_id="chatcmpl-1", model="ours", created=9)
     )

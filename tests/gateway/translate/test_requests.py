@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import orjson
 import pytest
 from anthropic.types import message_create_params
 from hypothesis import given
@@ -72,7 +73,7 @@ def checked(route: Route, body: dict[str, Any]) -> dict[str, Any]:
 def to_messages(**members: Any) -> dict[str, Any]:
     body = checked(Route.CHAT, {"model": "m", "messages": [USER]} | members)
     before = copy.deepcopy(body)
-    there = messages_request(body, default_max_tokens=4096)
+    there: dict[str, Any] = json.loads(orjson.dumps(messages_request(body, default_max_tokens=4096)))
     assert body == before
     fits(MESSAGES_TYPE, there)
     checked(Route.MESSAGES, there)
@@ -485,7 +486,8 @@ def _refusal(route: Route, body: dict[str, Any]) -> str | None:
     """The parameter that is refused; None if the body fits the provider's types."""
     try:
         if route is Route.CHAT:
-            fits(MESSAGES_TYPE, messages_request(body, default_max_tokens=4096))
+            there = orjson.dumps(messages_request(body, default_max_tokens=4096))
+            fits(MESSAGES_TYPE, json.loads(there))
         else:
             fits(CHAT_TYPE, chat_request(body))
     except InvalidRequest as exc:

@@ -14,6 +14,7 @@ from billing.wire.usage_event import CapacityClass
 from gateway.errors import UnsupportedParameter
 from gateway.request import Route
 from gateway.upstream.adapters import ADAPTERS
+from gateway.upstream.engine_adapter import EngineCall
 from gateway.upstream.provider_body import ENGINE_ONLY, cache_marks, provider_body
 from tests.gateway.protocol.bodies import SMALLEST, parse
 from tests.gateway.upstream.asked import INSTANCE, SALT
@@ -28,8 +29,8 @@ SERVED = [
 ]
 
 
-def sent(kind: str, route: Route, default_max_tokens: int | None = None, **fields: Any) -> dict[str, Any]:
-    call = ADAPTERS[kind].request(
+def asked(kind: str, route: Route, default_max_tokens: int | None = None, **fields: Any) -> EngineCall:
+    return ADAPTERS[kind].request(
         parse(route, **fields),
         replace(INSTANCE, engine=kind, priority=True),
         request_id="req_1",
@@ -39,6 +40,10 @@ def sent(kind: str, route: Route, default_max_tokens: int | None = None, **field
         class_=CapacityClass.RESERVED,
         cached_prompt=None,
     )
+
+
+def sent(kind: str, route: Route, default_max_tokens: int | None = None, **fields: Any) -> dict[str, Any]:
+    call = asked(kind, route, default_max_tokens, **fields)
     assert b"req_1" not in call.headers + call.body
     assert SALT.encode() not in call.headers + call.body
     body: dict[str, Any] = orjson.loads(call.body)
@@ -133,6 +138,14 @@ def test_a_provider_can_tell_end_users_apart_and_knows_none(
     assert named == sent(OPENAI, Route.CHAT, user="jane")["safety_identifier"]
     assert named != sent(OPENAI, Route.CHAT, user="jack")["safety_identifier"]
     assert len(named) == 32
+
+
+def test_arguments_of_a_call_keep_their_numbers() -> None:
+    arguments = '{"a":1.10,"b":12345678901234567890123}'
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    said = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+    answered = [*said, {"role": "tool", "tool_call_id": "c", "content": "1"}]
+    assert arguments.encode() in asked(ANTHROPIC, Route.CHAT, messages=answered).body
 
 
 def test_the_count_of_an_input_names_no_end_user() -> None:
