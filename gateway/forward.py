@@ -28,6 +28,7 @@ from gateway.attempt_failed import (
 from gateway.edge.client import Client
 from gateway.errors import (
     EngineFailed,
+    EngineRefused,
     NoInstance,
     Overloaded,
     UnsupportedParameter,
@@ -38,7 +39,7 @@ from gateway.exchange import Exchange
 from gateway.failover import DIED, Interrupted, failure_of, may_fail_over, may_move
 from gateway.quarantine import Quarantine
 from gateway.route import route
-from gateway.stream.meter import ProtocolViolation
+from gateway.stream.meter import InvalidToolCall, ProtocolViolation
 from gateway.stream.meter_plain import PlainMeter
 from gateway.upstream.adapters import adapter_of
 from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure
@@ -388,6 +389,13 @@ class Forwarder:
             if exchange.stop_ending is Ending.DEADLINE:  # it did not answer the abort either
                 self._mark_failed(exchange, "timeout")
             self._end_stopped(exchange, client)
+            return
+        if isinstance(cause, InvalidToolCall):
+            refused = EngineRefused("The model's tool call was not an object.", "tools", "invalid_tool_call")
+            if not client.answering:
+                raise refused from cause
+            self._settle(exchange, Ending.ENGINE_ERROR, 200)
+            client.end_with_error(refused)
             return
         broken_protocol = isinstance(cause, ProtocolViolation) or cause.kind is UpstreamFailure.PROTOCOL
         if not client.answering:

@@ -15,6 +15,12 @@ class ProtocolViolation(Exception):
     """The engine's bytes break its protocol. The message names the rule, never the content."""
 
 
+class InvalidToolCall(ProtocolViolation):
+    """The arguments of a call are no JSON object, which the caller's dialect cannot say. That is the model's
+    fault: its engine works.
+    """
+
+
 class Produced(Value, frozen=True):
     """Tokens produced for one request so far. `prompt`: what a tenant may be billed, each prompt once.
     `prompt_counted`: by how much the engine's counters moved. `cached`: the part of `prompt` that came from

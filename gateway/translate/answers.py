@@ -10,7 +10,7 @@ from typing import Any, Final
 from msgspec import MsgspecError, Raw
 from msgspec.json import Decoder, decode, encode
 
-from gateway.stream.meter import ProtocolViolation
+from gateway.stream.meter import InvalidToolCall, ProtocolViolation
 from gateway.translate.provider_shapes import Call, Choice, Completion, Ending, Message, read
 
 _MESSAGE: Final = Decoder(Message)
@@ -74,7 +74,7 @@ def _tool_use(call: Call, *, cut: bool) -> dict[str, Any]:
     arguments = (call.function.arguments or "").strip() or "{}"
     if not is_object(arguments):
         if not (cut and arguments.startswith("{")):
-            raise ProtocolViolation("arguments of a call that are no object")
+            raise InvalidToolCall("arguments of a call that are no object")
         arguments = "{}"
     return tool_use(call) | {"input": Raw(arguments.encode())}
 

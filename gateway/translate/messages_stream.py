@@ -10,7 +10,7 @@ from typing import Any, Final
 from msgspec.json import Decoder, encode
 
 from gateway.stream.events import EventSplitter
-from gateway.stream.meter import ProtocolViolation
+from gateway.stream.meter import InvalidToolCall, ProtocolViolation
 from gateway.translate.answers import is_object, message_usage, stop, tool_use
 from gateway.translate.provider_shapes import Choice, Completion, data_of, read
 
@@ -119,7 +119,7 @@ class MessagesStream:
         if key >= 0:
             piece = piece if self._arguments else piece.lstrip()
             if piece and not self._arguments and piece[0] != "{":
-                raise ProtocolViolation("arguments of a call that are no object")
+                raise InvalidToolCall("arguments of a call that are no object")
             if piece:
                 self._hold(piece)
                 self._arguments.append(piece)

@@ -231,3 +231,24 @@ def test_while_the_probe_is_out_nothing_else_is_sent(site) -> None:
 
         list(callers.map(keep_asking, range(6)))
     assert len(here.first.requests()) == 2, "the first request and one probe"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_call_that_is_no_object_is_the_models_fault_and_not_its_providers(
+    site, catalogue: Catalogue, stream: bool
+) -> None:
+    """A message cannot say it. The caller is told so, as of an engine of ours, and the provider stays in use.
+    What it charges for the call is flagged as unknown.
+    """
+    here = site("openai", second=True)
+    here.first.faults("tool_call", 'look_up:"a word"', count=None)
+    tool = {"name": "look_up", "input_schema": {"type": "object"}}
+    for _ in range(6):
+        refused = ask(here.gateway, here.key, "messages", stream, tools=[tool], max_tokens=60)
+        assert refused.error_code() == "invalid_tool_call", refused.text
+        assert_nothing_of_the_provider(refused)
+        event = the_event(catalogue, refused)
+        assert (event.instance, event.billed.output, event.usage_source) == ("first", 0, "unread")
+    assert here.breaker() is None
+    assert here.second is not None
+    assert here.second.requests() == []
