@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from billing.findings import Finding, FindingKind
 from billing.ledger.backfill import AMOUNT
+from billing.schema.ledger import HOUR_MS
 
 _IDS_MAX: Final = 20
 
@@ -44,6 +45,28 @@ full join usage_total t on s.instance = t.instance and s.epoch = t.epoch
 where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output)
   is distinct from (t.billed_prompt, t.billed_output, t.absorbed_prompt, t.absorbed_output)
 """
+_HOURS: Final = f"""
+select coalesce(s.tenant, h.tenant) || ' ' || coalesce(s.hour, h.hour) as id
+from (
+  select e.tenant, e.ended_ms / {HOUR_MS} as hour, sum(e.billed_prompt) as billed_prompt,
+    sum(e.billed_output) as billed_output, sum(e.absorbed_prompt) as absorbed_prompt,
+    sum(e.absorbed_output) as absorbed_output, sum(coalesce(r.amount_picousd, 0)) as amount_picousd
+  from usage_event e
+  join ledger_transaction t on t.request_id = e.request_id
+    and not exists (select from ledger_transaction c where c.corrects = t.transaction_id)
+  left join ledger_posting r on r.transaction_id = t.transaction_id and r.account = 'receivable'
+  where e.kind = 'request'
+  group by 1, 2
+) s
+full join (
+  select tenant, hour, sum(billed_prompt) as billed_prompt, sum(billed_output) as billed_output,
+    sum(absorbed_prompt) as absorbed_prompt, sum(absorbed_output) as absorbed_output,
+    sum(amount_picousd) as amount_picousd
+  from usage_hour group by tenant, hour
+) h on s.tenant = h.tenant and s.hour = h.hour
+where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output, s.amount_picousd)
+  is distinct from (h.billed_prompt, h.billed_output, h.absorbed_prompt, h.absorbed_output, h.amount_picousd)
+"""  # noqa: S608 (constants)
 _CHECKS: Final = (
     (FindingKind.LEDGER_UNBALANCED, "ledger transactions whose postings do not sum to zero", _UNBALANCED),
     (FindingKind.LEDGER_INCOMPLETE, "usage events without a ledger transaction", _INCOMPLETE),
@@ -53,6 +76,7 @@ _CHECKS: Final = (
         _MISPRICED,
     ),
     (FindingKind.TOTALS_DIFFER, "running totals that are not the sums of the events", _TOTALS),
+    (FindingKind.TOTALS_DIFFER, "hours of a tenant that are not the sums of its requests", _HOURS),
 )
 _SET_ASIDE: Final = (
     (

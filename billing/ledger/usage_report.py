@@ -9,51 +9,82 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, literal_column, null, select, true
+from sqlalchemy import (
+    ColumnCollection,
+    ColumnElement,
+    Connection,
+    Select,
+    Subquery,
+    and_,
+    case,
+    func,
+    literal_column,
+    null,
+    select,
+    true,
+    union_all,
+)
 
 from billing.catalogue.money import ZERO, Money, price_string
 from billing.catalogue.price_book import COST, SALE, Price, PriceList, prices_by_id
 from billing.ledger.cost import COST_AMOUNT, COST_PRICE
-from billing.ledger.entries import OWED_EVENTS, PRICED_EVENTS, Pricing
+from billing.ledger.entries import OWED_EVENTS, Pricing
 from billing.moments import utc
-from billing.schema.ledger import TOLD, UNTOLD, ledger_posting, ledger_transaction, usage_event
+from billing.schema.ledger import (
+    HOUR_MS,
+    TOLD,
+    UNTOLD,
+    ledger_posting,
+    ledger_transaction,
+    usage_event,
+    usage_hour,
+)
 from billing.wire.dimensions import Dimension
 from billing.wire.part_ids import LATER_PART_LIKE
 
-_MS_PER_HOUR: Final = 3_600_000
-_MS_PER_DAY: Final = 24 * _MS_PER_HOUR
+_MS_PER_DAY: Final = 24 * HOUR_MS
 
 
 def _sum(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.coalesce(func.sum(column), 0)
 
 
-_of, _pricing = usage_event.c, ledger_transaction.c.pricing
+_of = usage_event.c
+_SUMMED: Final = (
+    "requests", "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
+    "absorbed_output", "amount_picousd",
+)  # fmt: skip
+_NAMES: Final = ("tenant", "project", "key_id", "model", "class", "hour", "pricing", "price_id")
 # What each dimension groups by: the column of its name, or one of these.
-_GROUPED_BY: Final[dict[str, ColumnElement[Any]]] = {
-    **_of,
-    Dimension.KEY: _of.key_id,
-    Dimension.HOUR: _of.ended_ms.op("/")(literal_column(str(_MS_PER_HOUR))),
-    Dimension.DAY: _of.ended_ms.op("/")(literal_column(str(_MS_PER_DAY))),
-}
-# Narrows a query to the requests of a report.
+_COLUMN_OF: Final = {Dimension.KEY: "key_id", Dimension.DAY: "hour"}
+_HOUR: Final = _of.ended_ms.op("/")(literal_column(str(HOUR_MS)))
+# Narrows a query of events to the requests of a report.
 Among = Callable[[Select[Any]], Select[Any]]
 _LATER_PART: Final = _of.request_id.like(LATER_PART_LIKE)
-_UNPRICED: Final = _pricing == Pricing.UNPRICED.value
-# What a line counts, by its place in the answer. `cached` and `written` are parts of `prompt`. Requests
-# without an amount are counted apart: `unpriced` for lack of a price (their tokens are among the billed),
-# `quarantined` for doubt about their usage (their tokens are not). So are those without a cost.
-_FIGURES: Final[dict[str, ColumnElement[Any]]] = {
-    "requests": func.count().filter(~_LATER_PART),
-    "tokens.prompt": _sum(_of.billed_prompt),
-    "tokens.cached": _sum(_of.billed_cached),
-    "tokens.written": _sum(_of.billed_written),
-    "tokens.output": _sum(_of.billed_output),
-    "absorbed.prompt": _sum(_of.absorbed_prompt),
-    "absorbed.output": _sum(_of.absorbed_output),
-    "unpriced.requests": func.count().filter(_UNPRICED),
-    "unpriced.tokens": _sum(case((_UNPRICED, _of.billed_prompt + _of.billed_output), else_=0)),
-    "quarantined.requests": func.count().filter(_pricing == Pricing.QUARANTINED.value),
+
+
+def _figures(of: ColumnCollection[str, Any]) -> dict[str, ColumnElement[Any]]:
+    """What a line counts, by its place in the answer. `cached` and `written` are parts of `prompt`. Requests
+    without an amount are counted apart: `unpriced` for lack of a price (their tokens are among the billed),
+    `quarantined` for doubt about their usage (their tokens are not).
+    """
+    unpriced = of.pricing == Pricing.UNPRICED.value
+    return {
+        "requests": _sum(of.requests),
+        "tokens.prompt": _sum(of.billed_prompt),
+        "tokens.cached": _sum(of.billed_cached),
+        "tokens.written": _sum(of.billed_written),
+        "tokens.output": _sum(of.billed_output),
+        "absorbed.prompt": _sum(of.absorbed_prompt),
+        "absorbed.output": _sum(of.absorbed_output),
+        "unpriced.requests": _sum(case((unpriced, of.requests), else_=0)),
+        "unpriced.tokens": _sum(case((unpriced, of.billed_prompt + of.billed_output), else_=0)),
+        "quarantined.requests": _sum(case((of.pricing == Pricing.QUARANTINED.value, of.requests), else_=0)),
+    }
+
+
+# Of requests that went to providers: those without a cost.
+_UNCOSTED: Final[dict[str, ColumnElement[Any]]] = {
     "uncosted.requests": func.count().filter(and_(TOLD, COST_PRICE.c.price_id.is_(None))),
     "untold.requests": func.count().filter(UNTOLD),
 }
@@ -66,18 +97,21 @@ _KINDS: Final[dict[str, Callable[[Price], int]]] = {
 }
 
 
-def _by_kind(what: str) -> tuple[ColumnElement[Any], ...]:
+def _by_kind(of: ColumnCollection[str, Any], what: str) -> tuple[ColumnElement[Any], ...]:
     """The sums of tokens that were `billed` or `produced`, in the order of `_KINDS`."""
     prompt, cached, written, output = (
-        _of[f"{what}_{name}"] for name in ("prompt", "cached", "written", "output")
+        of[f"{what}_{name}"] for name in ("prompt", "cached", "written", "output")
     )
     return _sum(prompt - cached - written), _sum(cached), _sum(written), _sum(output)
 
 
+_PLACES: Final = tuple(_figures(usage_hour.c))
+
+
 @dataclass(frozen=True, slots=True)
 class UsageLine:
-    """One group: its own names, its figures by the names of `_FIGURES`, what its tenants owe for it, and what
-    providers charge for it.
+    """One group: its own names, its figures by their places in the answer, what its tenants owe for it, and
+    what providers charge for it.
     """
 
     group: Mapping[str, str]
@@ -171,20 +205,25 @@ def report_usage(
     until_ms: int | None = None,
 ) -> UsageReport:
     """The usage of one tenant, or of all, of requests that ended in [from, until)."""
-    columns = [_GROUPED_BY[each].label(f"by_{each.value}") for each in by]
+    usage = _usage(tenant, from_ms, until_ms)
+    columns = [_grouped(usage.c, each).label(f"by_{each.value}") for each in by]
     query = (
         select(
             *columns,
-            *(figure.label(place) for place, figure in _FIGURES.items()),
-            _sum(ledger_posting.c.amount_picousd).label("amount"),
-            _sum(COST_AMOUNT).label("cost"),
+            *(figure.label(place) for place, figure in _figures(usage.c).items()),
+            _sum(usage.c.amount_picousd).label("amount"),
+            func.count().label("hours"),
         )
-        .select_from(OWED_EVENTS.outerjoin(COST_PRICE, true()))
         .group_by(*columns)
         .order_by(*columns)
     )
     among = partial(_among, tenant=tenant, from_ms=from_ms, until_ms=until_ms)
-    lines = tuple(_line(row, by) for row in connection.execute(among(query)).mappings() if row["requests"])
+    costs = _costs(connection, among, by)
+    lines = tuple(
+        _line(row, by, costs.get(tuple(row[column.name] for column in columns)))
+        for row in connection.execute(query).mappings()
+        if row["hours"]
+    )
     return UsageReport(
         tenant=tenant,
         by=tuple(by),
@@ -192,39 +231,102 @@ def report_usage(
         until_ms=until_ms,
         lines=lines,
         total=_total(lines),
-        items=_items(connection, among),
+        items=_items(connection, usage),
         cost_items=_cost_items(connection, among),
     )
 
 
-def _among(query: Select[Any], tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
-    query = query.where(usage_event.c.kind == "request")
+def _usage(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Subquery:
+    """Sums by hour of requests that ended in [from, until). Whole hours are read from `usage_hour`, and only
+    what is left at the ends from the requests themselves.
+    """
+    first = None if from_ms is None else -(-from_ms // HOUR_MS)
+    last = None if until_ms is None else until_ms // HOUR_MS
+    if first is not None and last is not None and first >= last:
+        return _of_requests(tenant, from_ms, until_ms).subquery("usage")
+    hours = select(*(usage_hour.c[name] for name in (*_NAMES, *_SUMMED)))
     if tenant is not None:
-        query = query.where(usage_event.c.tenant == tenant)
+        hours = hours.where(usage_hour.c.tenant == tenant)
+    parts = [hours if first is None else hours.where(usage_hour.c.hour >= first)]
+    if last is not None:
+        parts[0] = parts[0].where(usage_hour.c.hour < last)
+    if first is not None and from_ms != first * HOUR_MS:
+        parts.append(_of_requests(tenant, from_ms, first * HOUR_MS))
+    if last is not None and until_ms != last * HOUR_MS:
+        parts.append(_of_requests(tenant, last * HOUR_MS, until_ms))
+    return union_all(*parts).subquery("usage")
+
+
+def _of_requests(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
+    """The columns of `usage_hour` of each request."""
+    columns = [
+        *(_of[name] for name in _NAMES[:5]), _HOUR.label("hour"), ledger_transaction.c.pricing,
+        func.coalesce(ledger_transaction.c.price_id, 0).label("price_id"),
+        case((_LATER_PART, 0), else_=1).label("requests"), *(_of[name] for name in _SUMMED[1:-1]),
+        func.coalesce(ledger_posting.c.amount_picousd, 0).label("amount_picousd"),
+    ]  # fmt: skip
+    query = select(*columns).select_from(OWED_EVENTS)
+    return _among(query, tenant=tenant, from_ms=from_ms, until_ms=until_ms)
+
+
+def _grouped(of: ColumnCollection[str, Any], by: Dimension) -> ColumnElement[Any]:
+    column: ColumnElement[Any] = of[_COLUMN_OF.get(by, by.value)]
+    return column.op("/")(literal_column("24")) if by is Dimension.DAY else column
+
+
+def _costs(
+    connection: Connection, among: Among, by: Sequence[Dimension]
+) -> dict[tuple[Any, ...], Mapping[Any, Any]]:
+    """What providers charge, and what of it is not known, by group. Read from the requests that went there,
+    because a cost price may come later.
+    """
+    columns = [
+        (_HOUR if each is Dimension.HOUR else _HOUR.op("/")(literal_column("24")))
+        if each in {Dimension.HOUR, Dimension.DAY}
+        else _of[_COLUMN_OF.get(each, each.value)]
+        for each in by
+    ]
+    query = (
+        select(
+            *columns,
+            *(figure.label(place) for place, figure in _UNCOSTED.items()),
+            _sum(COST_AMOUNT).label("cost"),
+        )
+        .select_from(usage_event.outerjoin(COST_PRICE, true()))
+        .where(_of.provider.is_not(None))
+        .group_by(*columns)
+    )
+    rows = connection.execute(among(query)).all()
+    return {tuple(row[: len(columns)]): row._mapping for row in rows}
+
+
+def _among(query: Select[Any], tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
+    query = query.where(_of.kind == "request")
+    if tenant is not None:
+        query = query.where(_of.tenant == tenant)
     if from_ms is not None:
-        query = query.where(usage_event.c.ended_ms >= from_ms)
+        query = query.where(_of.ended_ms >= from_ms)
     if until_ms is not None:
-        query = query.where(usage_event.c.ended_ms < until_ms)
+        query = query.where(_of.ended_ms < until_ms)
     return query
 
 
-def _items(connection: Connection, among: Among) -> tuple[BillItem, ...]:
-    group = (usage_event.c.model, ledger_transaction.c.price_id)
+def _items(connection: Connection, usage: Subquery) -> tuple[BillItem, ...]:
+    group = (usage.c.model, usage.c.price_id)
     query = (
-        select(_of.model, null(), ledger_transaction.c.price_id, *_by_kind("billed"))
-        .select_from(PRICED_EVENTS)
-        .where(ledger_transaction.c.pricing.in_((Pricing.PRICED.value, Pricing.UNPRICED.value)))
+        select(usage.c.model, null(), func.nullif(usage.c.price_id, 0), *_by_kind(usage.c, "billed"))
+        .where(usage.c.pricing.in_((Pricing.PRICED.value, Pricing.UNPRICED.value)))
         .group_by(*group)
-        .order_by(*group)
+        .order_by(usage.c.model, func.nullif(usage.c.price_id, 0))
     )
-    return _bill_items(connection, among(query), SALE)
+    return _bill_items(connection, query, SALE)
 
 
 def _cost_items(connection: Connection, among: Among) -> tuple[BillItem, ...]:
     """What providers have said that they produced, at the cost price that held."""
     group = (usage_event.c.model, usage_event.c.instance, COST_PRICE.c.price_id)
     query = (
-        select(*group, *_by_kind("produced"))
+        select(*group, *_by_kind(_of, "produced"))
         .select_from(usage_event.outerjoin(COST_PRICE, true()))
         .where(TOLD)
         .group_by(*group)
@@ -252,24 +354,27 @@ def _bill_items(connection: Connection, query: Select[Any], of: PriceList) -> tu
     )
 
 
-def _line(row: Mapping[Any, Any], by: Sequence[Dimension]) -> UsageLine:
+def _line(row: Mapping[Any, Any], by: Sequence[Dimension], cost: Mapping[Any, Any] | None) -> UsageLine:
+    """`cost` None: nothing went to providers."""
+    figures = {place: int(value) for place, value in row.items() if place in _PLACES}
+    unknown = {place: 0 if cost is None else int(cost[place]) for place in _UNCOSTED}
     return UsageLine(
         {dimension.value: _group_value(dimension, row[f"by_{dimension.value}"]) for dimension in by},
-        {place: int(row[place]) for place in _FIGURES},
+        figures | unknown,
         Money.from_sql(row["amount"]),
-        Money.from_sql(row["cost"]),
+        ZERO if cost is None else Money.from_sql(cost["cost"]),
     )
 
 
 def _group_value(dimension: Dimension, value: Any) -> str:
     if dimension is Dimension.HOUR:
-        return utc(value * _MS_PER_HOUR)
+        return utc(value * HOUR_MS)
     if dimension is Dimension.DAY:
         return utc(value * _MS_PER_DAY)[:10]
     return str(value or "")  # not every column has a value in every event
 
 
 def _total(lines: Sequence[UsageLine]) -> UsageLine:
-    figures = {place: sum(line.figures[place] for line in lines) for place in _FIGURES}
+    figures = {place: sum(line.figures[place] for line in lines) for place in (*_PLACES, *_UNCOSTED)}
     amount, cost = (sum((getattr(line, name) for line in lines), ZERO) for name in ("amount", "cost"))
     return UsageLine({}, figures, amount, cost)

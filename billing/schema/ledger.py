@@ -120,6 +120,8 @@ NOT_FINAL: Final = and_(
 )
 Index("ix_usage_event_not_final", usage_event.c.instance, usage_event.c.epoch, postgresql_where=NOT_FINAL)
 
+Index("ix_usage_event_provider", usage_event.c.ended_ms, postgresql_where=usage_event.c.provider.is_not(None))
+
 # Whether a provider has said what a request used; whether it went there and the provider has not.
 _TOLD_SOURCE: Final = usage_event.c.usage_source == UsageSource.ENGINE.value
 TOLD: Final = and_(usage_event.c.provider.is_not(None), _TOLD_SOURCE)
@@ -134,6 +136,32 @@ usage_total = Table(
     Column("epoch", Text, primary_key=True),
     *(Column(name, BigInteger, nullable=False) for name in TOTAL_COLUMNS),
 )
+
+
+HOUR_MS: Final = 3_600_000
+# The sums of usage and of what is owed for it, by the hour in which requests ended (hours since 1970). A
+# trigger of `ledger_transaction` keeps them. `price_id` 0: it has none. An unpriced request that was priced
+# later is among the priced ones.
+usage_hour = Table(
+    "usage_hour",
+    metadata,
+    *(
+        Column(name, Text, primary_key=True)
+        for name in ("tenant", "project", "key_id", "model", "class", "instance", "pricing")
+    ),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("price_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("requests", BigInteger, nullable=False),
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in (
+            "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
+            "absorbed_output",
+        )
+    ),
+    Column("amount_picousd", Numeric(38, 0), nullable=False),
+    Index(None, "hour"),
+)  # fmt: skip
 
 
 def _prices(name: str, *more: Column[str]) -> Table:
