@@ -122,6 +122,17 @@ def _add_usage_routes(
             raise UsageUnavailable
         return JSONResponse(tenants_view(found.json()))
 
+    @router.get("/v1/usage/me", summary="What you have used and may use", tags=["usage"])
+    async def show_own_usage(request: Request) -> Response:
+        caller = await caller_of(request)
+        try:
+            found = await billing.get(f"/admin/v1/keys/{caller.key.key_id}/usage", {})
+        except httpx.HTTPError as exc:
+            raise UsageUnavailable from exc
+        if found.status_code != 200:
+            raise UsageUnavailable
+        return JSONResponse(found.json())
+
     @router.get("/v1/capacity", summary="What came of your contracts, minute by minute", tags=["usage"])
     async def show_capacity(request: Request) -> Response:
         caller = await caller_of(request)

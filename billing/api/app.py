@@ -26,6 +26,7 @@ from billing.api import (
     evidence,
     health,
     instances,
+    key_usage,
     keys,
     launches,
     limits,
@@ -53,10 +54,11 @@ from billing.settings import BillingSettings
 from billing.wire.certificates import checked_by
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
-    docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, budgets.router,
-    models.router, instances.router, prices.router, cost_prices.router, usage.router, requests.router,
-    pools.router, calibrations.router, contracts.router, reclaims.router, plan.router, capacity.router,
-    scrape_targets.router, evidence.router, restarts.router, adapters.router, launches.router,
+    docs.router, health.router, tenants.router, projects.router, keys.router, key_usage.router, limits.router,
+    budgets.router, models.router, instances.router, prices.router, cost_prices.router, usage.router,
+    requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router,
+    capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
+    launches.router,
     autoscaling.router, batches.router,
 )  # fmt: skip
 

@@ -112,18 +112,12 @@ class RaisedAnswer(Answer):
     until_ms: Ms
 
 
-class BudgetAnswer(Answer):
+class BudgetState(Answer):
     """A budget in its current period; `until_ms` null: it has no end. `left` is below 0 where more was
     spent than the budget is now. `runs_out_ms`: when it is used up, if spending goes on as in this period so
     far; null: not in this period.
     """
 
-    budget: str
-    tenant: str
-    tenant_name: str
-    project: str | None
-    project_name: str | None
-    key_id: str | None
     per: Literal["day", "month", "total"]
     usd: Usd
     raised: RaisedAnswer | None
@@ -132,6 +126,17 @@ class BudgetAnswer(Answer):
     from_ms: Ms
     until_ms: Ms | None
     runs_out_ms: Ms | None
+
+
+class BudgetAnswer(BudgetState):
+    """Whose budget it is, and who is told of it."""
+
+    budget: str
+    tenant: str
+    tenant_name: str
+    project: str | None
+    project_name: str | None
+    key_id: str | None
     alerts: list[AlertAnswer]
 
 
@@ -216,6 +221,12 @@ def _shown_one(
         "project_name": None if budget.project_id is None else project_names[budget.project_id],
         "key_id": budget.key_id,
         "per": budget.per.value,
+    } | figures(budget, now_ms)
+
+
+def figures(budget: Budget, now_ms: int) -> dict[str, Any]:
+    """Its amounts and its period, as JSON."""
+    return {
         "usd": str(budget.amount),
         "raised": None
         if budget.raised is None

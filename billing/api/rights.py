@@ -92,6 +92,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "GET /admin/v1/cost-prices": Right.ADMIN,
     "DELETE /admin/v1/cost-prices/{price_id}": Right.ADMIN,
     "GET /admin/v1/keys/{key_id}": Right.ADMIN,
+    "GET /admin/v1/keys/{key_id}/usage": Right.SERVICE,
     "PATCH /admin/v1/keys/{key_id}": Right.ADMIN,
     "POST /admin/v1/keys/{key_id}/rotate": Right.ADMIN,
     "PATCH /admin/v1/projects/{project}": Right.ADMIN,

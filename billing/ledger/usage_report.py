@@ -4,7 +4,7 @@ ledger amounts.
 A request belongs to the moment it ended, in UTC: to exactly one hour and one day, so that periods add up.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -119,6 +119,14 @@ class UsageLine:
     amount: Money
     cost: Money
 
+    @classmethod
+    def added_up(cls, lines: Iterable["UsageLine"]) -> "UsageLine":
+        """The sum of these lines, as a line without names."""
+        some = tuple(lines)
+        figures = {place: sum(line.figures[place] for line in some) for place in (*_PLACES, *_UNCOSTED)}
+        amount, cost = (sum((getattr(line, name) for line in some), ZERO) for name in ("amount", "cost"))
+        return cls({}, figures, amount, cost)
+
     def to_json(self) -> dict[str, Any]:
         """The group's own names beside the figures; the amount is an exact decimal string."""
         shown: dict[str, Any] = dict(self.group)
@@ -230,7 +238,7 @@ def report_usage(
         from_ms=from_ms,
         until_ms=until_ms,
         lines=lines,
-        total=_total(lines),
+        total=UsageLine.added_up(lines),
         items=_items(connection, usage),
         cost_items=_cost_items(connection, among),
     )
@@ -372,9 +380,3 @@ def _group_value(dimension: Dimension, value: Any) -> str:
     if dimension is Dimension.DAY:
         return utc(value * _MS_PER_DAY)[:10]
     return str(value or "")  # not every column has a value in every event
-
-
-def _total(lines: Sequence[UsageLine]) -> UsageLine:
-    figures = {place: sum(line.figures[place] for line in lines) for place in (*_PLACES, *_UNCOSTED)}
-    amount, cost = (sum((getattr(line, name) for line in lines), ZERO) for name in ("amount", "cost"))
-    return UsageLine({}, figures, amount, cost)

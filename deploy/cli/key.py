@@ -6,7 +6,16 @@ import click
 
 from deploy.cli.connection import call, call_list, given
 from deploy.cli.moments import AHEAD, ahead, seconds
-from deploy.cli.output import Columns, json_option, limit_option, moment, print_fields, print_json, show
+from deploy.cli.output import (
+    Columns,
+    json_option,
+    limit_option,
+    moment,
+    print_fields,
+    print_json,
+    print_table,
+    show,
+)
 
 _models = click.option(
     "--model",
@@ -24,9 +33,19 @@ _COLUMNS: Columns = {
 }  # fmt: skip
 
 
+_USED: Columns = {
+    "USED BY": "of", "REQUESTS": "requests", "PROMPT": lambda row: row["tokens"]["prompt"],
+    "OUTPUT": lambda row: row["tokens"]["output"], "USD": "amount",
+}  # fmt: skip
+_BUDGETS: Columns = {
+    "BUDGET OF": "of", "PER": "per", "USD": "usd", "SPENT": "spent", "LEFT": "left",
+    "UNTIL (UTC)": moment("until_ms"), "RUNS OUT (UTC)": moment("runs_out_ms"),
+}  # fmt: skip
+
+
 @click.group()
 def key() -> None:
-    """API keys: create, list, show, set, rotate, revoke."""
+    """API keys: create, list, show, usage, set, rotate, revoke."""
 
 
 @key.command()
@@ -73,6 +92,22 @@ def list_all(tenant: str | None, status: str | None, limit: int | None, as_json:
 def show_one(key_id: str, as_json: bool) -> None:
     """Show the key KEY_ID: its tenant, its models, its last use."""
     _print(call("GET", "keys", key_id), as_json)
+
+
+@key.command()
+@click.argument("key_id", metavar="KEY_ID")
+@json_option
+def usage(key_id: str, as_json: bool) -> None:
+    """What KEY_ID, its project and its tenant have used this month, and the budgets that cover it."""
+    found = call("GET", "keys", key_id, "usage")
+    if as_json:
+        print_json(found)
+        return
+    used = [{"of": of, **row} for of, row in found["used"].items()]
+    print_table(_USED, used)
+    if found["budgets"]:
+        click.echo()
+        print_table(_BUDGETS, found["budgets"])
 
 
 @key.command("set")

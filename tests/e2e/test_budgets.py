@@ -183,3 +183,30 @@ def test_somebody_is_told_before_it_is_used_up(shop: Shop) -> None:
     assert (said["budget"], said["percent"], said["tenant"]) == (made["budget"], 40, tenant)
     assert Decimal(said["spent"]) == shop.spent(tenant)
     assert secret not in shop.stack.log("billing")
+
+
+def test_a_caller_sees_what_it_has_used_and_may_use(shop: Shop) -> None:
+    stack = shop.stack
+    tenant, key = stack.new_tenant()
+    other = json.loads(stack.taas("key", "create", "--tenant", tenant, "--json"))
+    shop.budget("--tenant", tenant, "--usd", "5", "--per", "month")
+    shop.budget("--key", other["key_id"], "--usd", "1", "--per", "day")
+    stack.admin("PUT", "limits", tenant=tenant, model="*", requests_per_minute=600)
+    for each in (key, key, other["key"]):
+        with shop.client(each) as client:
+            client.chat.completions.create(**ASKED)
+    spent = shop.spent(tenant)
+    with stack.gateway.client(other["key"]) as client:
+        seen = client.get("/v1/usage/me").json()
+        assert client.get("/v1/usage/me", headers={"authorization": "Bearer sk-no"}).status_code == 401
+    used = {of: (row["requests"], row["tokens"]["output"]) for of, row in seen["used"].items()}
+    assert used == {"tenant": (3, 3 * TOKENS), "project": (1, TOKENS), "key": (1, TOKENS)}
+    assert Decimal(seen["used"]["tenant"]["amount"]) == spent
+    assert [(each["of"], each["per"], each["usd"]) for each in seen["budgets"]] == [
+        ("tenant", "month", "5.00"), ("key", "day", "1.00"),
+    ]  # fmt: skip
+    assert Decimal(seen["budgets"][0]["spent"]) == spent
+    assert [(each["of"], each["requests_per_minute"]) for each in seen["limits"]] == [("tenant", 600)]
+    with stack.gateway.client(key) as client:
+        assert [each["of"] for each in client.get("/v1/usage/me").json()["budgets"]] == ["tenant"]
+    assert "USED BY" in stack.taas("key", "usage", other["key_id"])

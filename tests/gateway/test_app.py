@@ -20,7 +20,13 @@ def test_head_is_taken_wherever_get_is(start_gateway: StartGateway, catalogue: C
             assert (head.status_code, head.content) == (whole.status_code, b""), path
             assert head.headers["content-length"] == str(len(whole.content))
             assert head.headers["x-request-id"].startswith("req_")
-        for path in ("/v1/capacity", "/v1/usage/requests/req_0", "/v1/models/none", "/nowhere"):
+        for path in (
+            "/v1/capacity",
+            "/v1/usage/me",
+            "/v1/usage/requests/req_0",
+            "/v1/models/none",
+            "/nowhere",
+        ):
             assert client.head(path).status_code == client.get(path).status_code != 405, path
         refused = client.head(PATHS["chat"])
         assert (refused.status_code, refused.headers["allow"]) == (405, "POST")

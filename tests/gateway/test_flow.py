@@ -282,5 +282,5 @@ def test_the_openapi_document_names_every_route(catalogue: Catalogue, start_gate
     document = plain_http.get(gateway.url + "/openapi.json").json()
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages",
                  "/v1/messages/count_tokens", "/tokenize", "/v1/models",
-                 "/v1/usage/requests/{request_id}"):  # fmt: skip
+                 "/v1/usage/me", "/v1/usage/requests/{request_id}"):  # fmt: skip
         assert path in document["paths"], path

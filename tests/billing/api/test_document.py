@@ -260,7 +260,7 @@ def test_what_every_operation_answers_is_what_the_document_says(
                  "usage?by=day", "usage?by=nothing",
                  "provider-usage?provider=openai&from=2023-11-01&until=2023-12-01", "requests/req_1",
                  "requests/req_2", f"contracts/{draft}",
-                 f"contracts/{draft}/history", "tenants/acme", f"keys/{key}",
+                 f"contracts/{draft}/history", "tenants/acme", f"keys/{key}", f"keys/{key}/usage",
                  "models/m", "pools/m", "autoscaling", "autoscaling/m", "batches", "/healthz"):  # fmt: skip
         ask("GET", path)
     ask("DELETE", f"limits?key_id={key}")
