@@ -22,6 +22,7 @@ from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import Price, PriceBook, read_price_book
 from billing.ledger.bulk_insert import insert_rows
 from billing.ledger.line_bill import bill_once
+from billing.ledger.unsaid_provider import with_providers
 from billing.schema.catalogue import api_key_use
 from billing.schema.ledger import (
     TOTAL_COLUMNS,
@@ -179,6 +180,7 @@ def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> 
         firsts.setdefault(item.event.request_id, item)
     events = {request_id: item.event for request_id, item in firsts.items()}
     events |= bill_once(connection, events)
+    events |= with_providers(connection, events)
     # The same order everywhere, so that two consumers with the same entries cannot deadlock.
     rows = [event_row(events[request_id], firsts[request_id].digest) for request_id in sorted(firsts)]
     inserted = set(

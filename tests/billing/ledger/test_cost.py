@@ -7,8 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
+from billing.catalogue import instances, models
+from billing.catalogue.instances import EngineFacts
+from billing.catalogue.models import ModelSpec
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import COST, PriceBook, list_prices, set_price, withdraw_price
 from billing.ledger.check import check_ledger
@@ -16,6 +19,7 @@ from billing.ledger.entries import ReceivedEvent, record_events
 from billing.ledger.receipt import find_receipt
 from billing.ledger.usage_report import UsageReport, report_usage
 from billing.refusals import Conflict
+from billing.schema.ledger import usage_event
 from billing.wire.dimensions import Dimension
 from billing.wire.ending import Ending
 from billing.wire.usage_event import UsageEvent, UsageSource
@@ -182,3 +186,35 @@ def test_a_receipt_keeps_what_the_provider_said(database: Engine, valkey_client:
     assert receipt is not None
     assert receipt.facts["provider"] == SAID
     assert receipt.facts["billed"] == {"prompt": 10, "cached": 2, "output": 5, "written": 3}
+
+
+def test_what_a_dead_gateway_had_sent_to_a_provider_is_untold(database: Engine) -> None:
+    """Its crash event from before the first checkpoint names no provider."""
+    facts = EngineFacts(epoch="e1", abort=False, baseline_prompt=0, baseline_generation=0, has_counters=False)
+    with database.begin() as connection:
+        models.create(connection, ModelSpec(name="m1", context_tokens=100, engine_model="ours"))
+        for name, kind, its_name in (
+            ("i1", "openai", "gpt"),
+            ("i2", "anthropic", None),
+            ("i3", "vllm", None),
+        ):
+            instances.add(
+                connection,
+                "m1",
+                f"https://{name}",
+                facts,
+                engine=kind,
+                engine_model=its_name,
+                instance_id=name,
+            )
+    died = {"ending": Ending.GATEWAY_DIED, "tokens": (0, 0, 0), "source": UsageSource.UNREAD}
+    record(database, *(event(f"r{name}", instance=name, **died) for name in ("i1", "i2", "i3")))
+    assert report(database).total.figures["untold.requests"] == 2
+    with database.connect() as connection:
+        said = dict(connection.execute(select(usage_event.c.instance, usage_event.c.provider)).all())
+        assert check_ledger(connection) == []
+    assert said == {
+        "i1": {"kind": "openai", "model": "gpt", "usage": None},
+        "i2": {"kind": "anthropic", "model": "ours", "usage": None},
+        "i3": None,
+    }
