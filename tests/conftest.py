@@ -48,7 +48,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The tests on real vLLM come first: they are a chain of some minutes, which the others run beside. Those
     that measure speed come last, when little else runs. With `pytest -n` each of these groups is for one
-    process, and so are the tests that parse every source file.
+    process, and so are the tests on Ray, whose clusters are heavy, and those that parse every source file.
     """
     items.sort(key=lambda item: _ORDER.index(_group(item)))
     if config.pluginmanager.hasplugin("xdist"):
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.xdist_group(group))
 
 
-_ORDER = ("vllm", "sources", None, "speed")
+_ORDER = ("vllm", "ray", "sources", None, "speed")
 
 
 def _group(item: pytest.Item) -> str | None:

@@ -41,7 +41,7 @@ def test_a_text_that_ends_inside_a_word_goes_on_as_if_it_had_not_stopped(stack: 
 
         whole = said("", 20)
         inside = [at for at in range(20, len(whole) - 30) if whole[at - 2 : at + 1].isalpha()][::16]
-        assert len(inside) > 1
+        assert inside
         for at in inside:
             start = whole.rindex(" ", 0, at)
             text, rest = whole[:start], whole[start:at]

@@ -1,5 +1,6 @@
 """No two instances of a machine get the same GPU."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from serving.launching.gpus import Claim, claim_gpus, gpus_here
 from tests.examples import examples
 
-# Names that no machine has: the claims are the machine's own.
-HERE = tuple(f"test-{number}" for number in range(8))
+# Names that no machine has, and that no other process of tests takes: the claims are the machine's own.
+HERE = tuple(f"test-{os.getpid()}-{number}" for number in range(8))
 
 
 def test_the_gpus_are_those_that_may_be_seen_else_those_of_the_machine(tmp_path: Path) -> None:
