@@ -48,12 +48,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The tests on real vLLM come first: they are a chain of some minutes, which the others run beside. Those
     that measure speed come last, when little else runs. With `pytest -n` each of these groups is for one
-    process, and so are the tests on Ray, whose clusters are heavy, and those that parse every source file.
+    process, and so are the tests on Ray, whose clusters are heavy, those that parse every source file, and
+    those of a module that sets up much.
     """
     items.sort(key=lambda item: _ORDER.index(_group(item)))
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            if group := _group(item):
+            together = item.path.stem if item.get_closest_marker("together") else None
+            if group := _group(item) or together:
                 item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -17,6 +17,8 @@ from tests.fixtures.gateway import GatewayProcess, wait_until
 from tests.fixtures.stack import Stack, empty_stack
 from tests.fixtures.webhook import Webhook
 
+pytestmark = pytest.mark.together
+
 MODEL, FREE = "sim", "free"
 # A request of 100 tokens of output costs a hundredth of a dollar, and a little for its prompt.
 PRICE = {"input": "1", "cached_input": "1", "output": "100"}

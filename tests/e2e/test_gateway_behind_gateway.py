@@ -25,6 +25,8 @@ from tests.fixtures.secure_stores import Certificates
 from tests.fixtures.stack import Stack, empty_stack
 from tests.fixtures.tls_front import TlsFront
 
+pytestmark = pytest.mark.together
+
 # What the wholesaler's tenants pay is what its provider instances cost the retailer.
 WHOLESALE = {"input": "0.70", "cached_input": "0.07", "cache_write": "0.875", "output": "2.10"}
 RETAIL = {"input": "1", "cached_input": "0.1", "cache_write": "1.25", "output": "3"}

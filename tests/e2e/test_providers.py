@@ -19,6 +19,8 @@ from tests.fixtures.provider import PROVIDER_KEY, SimProvider
 from tests.fixtures.secure_stores import Certificates
 from tests.fixtures.stack import Stack, empty_stack
 
+pytestmark = pytest.mark.together
+
 SAID: Any = [{"role": "user", "content": "Say something of the sea, and of the wind that is over it."}]
 ROUTES = {"openai": ["chat", "messages"], "anthropic": ["messages", "chat"]}
 SLOTS = 2

@@ -37,6 +37,8 @@ from tests.fixtures.retained import (
 )
 from tests.fixtures.stack import PRICE, ROOT, Stack, empty_stack
 
+pytestmark = pytest.mark.together
+
 MODEL: Final = "fine"
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",

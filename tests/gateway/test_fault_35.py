@@ -16,6 +16,8 @@ from loadtest.scenarios.stack import MODEL, ScenarioStack, running
 from tests.fixtures import plain_http
 from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
 
+pytestmark = pytest.mark.together
+
 TOKENS = 300
 
 

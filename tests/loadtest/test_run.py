@@ -15,6 +15,8 @@ import pytest
 from loadtest.own_stack import OwnStack, Served
 from tests.fixtures.engine import SimEngine
 
+pytestmark = pytest.mark.together
+
 
 @pytest.fixture(scope="module")
 def slow_engine() -> Iterator[SimEngine]:

@@ -14,6 +14,8 @@ from loadtest.scenarios.record import Ended
 from loadtest.scenarios.speed import EngineSpeed
 from loadtest.scenarios.stack import ScenarioStack, running
 
+pytestmark = pytest.mark.together
+
 SPEED = EngineSpeed(slots=8, decode_ms=2.0)
 SHAPE = Shape(50, 12)
 
