@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, and_, func, insert, select, update
 from billing.batch.file_rows import owned_by
 from billing.batch.refusals import NO_BATCH, NotThere, Refused
 from billing.schema.batches import batch, batch_file
-from billing.schema.clock import NOW_MS
+from billing.schema.clock import NOW_MS, database_now_ms
 from billing.wire.batch_caller import BatchCaller
 from billing.wire.batch_statuses import OPEN_STATUSES
 from billing.wire.routes import Dialect, Route
@@ -44,6 +44,7 @@ def create(connection: Connection, caller: BatchCaller, new: NewBatch) -> str:
         message = f"You have {_OPEN_MAX} batches that have not ended, and may have no more."
         raise Refused(message, code="too_many_batches")
     batch_id = f"{_PREFIX[new.dialect]}_{token_hex(8)}"
+    now_ms = database_now_ms(connection)
     row = {
         "batch_id": batch_id,
         "dialect": new.dialect.value,
@@ -55,7 +56,8 @@ def create(connection: Connection, caller: BatchCaller, new: NewBatch) -> str:
         "metadata": new.metadata,
         "output_expires_s": new.output_expires_s,
         "status": "validating",
-        "expires_ms": NOW_MS + new.window_s * 1000,
+        "created_ms": now_ms,
+        "expires_ms": now_ms + new.window_s * 1000,
     }
     connection.execute(insert(batch).values(row))
     return batch_id

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Table, and_, func, insert
 from billing.batch.objects import input_object
 from billing.batch.refusals import NO_FILE, NotThere, Refused
 from billing.schema.batches import batch, batch_file, batch_part
-from billing.schema.clock import NOW_MS
+from billing.schema.clock import NOW_MS, database_now_ms
 from billing.wire.batch_caller import BatchCaller
 from billing.wire.batch_statuses import OPEN_STATUSES
 
@@ -46,14 +46,20 @@ def begin_upload(connection: Connection, caller: BatchCaller, new: NewFile, *, t
         message = f"You have {count} files of {size_bytes} bytes, and may have {_FILES_MAX} of "
         raise Refused(f"{message}{tenant_bytes_max}: delete some first.", code="storage_full")
     file_id = f"file-{token_hex(16)}"
-    row = _row(file_id, new) | {"state": "uploading"} | _owner(caller)
+    row = _row(connection, file_id, new) | {"state": "uploading"} | _owner(caller)
     connection.execute(insert(batch_file).values(row))
     return file_id
 
 
 def finish_upload(connection: Connection, file_id: str, size_bytes: int, new: NewFile) -> None:
     """All of it is stored."""
-    values = _row(file_id, new) | {"state": "ready", "bytes": size_bytes}
+    values = {
+        "purpose": new.purpose,
+        "filename": new.filename,
+        "expires_ms": batch_file.c.created_ms + new.expires_s * 1000,
+        "state": "ready",
+        "bytes": size_bytes,
+    }
     connection.execute(update(batch_file).where(batch_file.c.file_id == file_id).values(values))
 
 
@@ -73,7 +79,7 @@ def add_output(
     if size_bytes is None:
         return None
     file_id = f"file-{token_hex(16)}"
-    row = _row(file_id, new) | owner
+    row = _row(connection, file_id, new) | owner
     row |= {"state": "ready", "bytes": int(size_bytes), "batch_id": batch_id, "kind": kind}
     connection.execute(insert(batch_file).values(row))
     return file_id
@@ -155,12 +161,15 @@ def _there() -> ColumnElement[bool]:
     return and_(batch_file.c.state == "ready", batch_file.c.expires_ms > NOW_MS)
 
 
-def _row(file_id: str, new: NewFile) -> dict[str, Any]:
+def _row(connection: Connection, file_id: str, new: NewFile) -> dict[str, Any]:
+    # Read once: callers see both moments, in whole seconds, and their difference.
+    now_ms = database_now_ms(connection)
     return {
         "file_id": file_id,
         "purpose": new.purpose,
         "filename": new.filename,
-        "expires_ms": NOW_MS + new.expires_s * 1000,
+        "created_ms": now_ms,
+        "expires_ms": now_ms + new.expires_s * 1000,
     }
 
 

@@ -23,6 +23,12 @@ pytestmark = pytest.mark.vllm
 SEA: list[Any] = [{"role": "user", "content": "Say something short about the sea."}]
 # What greedy decoding goes on with surely, however its cache came about.
 NUMBERS = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,"
+# A conversation that it goes on with as surely: each token of the answer is nine times likelier than others.
+COUNTING = [
+    {"role": "user", "content": NUMBERS},
+    {"role": "assistant", "content": " ".join(f"{number}," for number in range(1, 60))},
+    {"role": "user", "content": NUMBERS},
+]
 COLOURS = "red, green, blue, " * 5 + "red,"
 WAVES = "🌊" * 40
 TOKENS = 64
@@ -239,7 +245,7 @@ def assert_one_stream_and_one_bill(stack: Stack, events: list[dict[str, Any]], r
 
 
 SEAMS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "chat": (CHAT, {"messages": [{"role": "user", "content": f"Count from 1 to 200: {NUMBERS}"}]}, "length"),
+    "chat": (CHAT, {"messages": COUNTING}, "length"),
     "completions": (COMPLETIONS, {"prompt": COLOURS}, "length"),
     # Three tokens a character, of which two have no text.
     "characters of several tokens": (COMPLETIONS, {"prompt": WAVES}, "length"),
