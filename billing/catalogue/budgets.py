@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, Select, and_, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from billing.catalogue import api_keys, outbox, projects, tenants
+from billing.catalogue import limits, outbox, projects, tenants
 from billing.catalogue.budget_periods import Per, period_of
 from billing.catalogue.money import Money
 from billing.catalogue.names import BUDGET_PREFIX, new_id
@@ -19,6 +19,7 @@ from billing.refusals import Invalid, NotFound
 from billing.schema.budgets import budget as table
 from billing.schema.budgets import budget_spent
 from billing.schema.catalogue import tenant
+from billing.schema.clock import NOW_MS
 
 # Many periods end at the same midnight.
 _AT_ONCE: Final = 200
@@ -77,7 +78,7 @@ class Raise:
     until_ms: int
 
 
-_OLDEST_FIRST: Final[Order[Budget]] = Order(
+_BY_TENANT: Final[Order[Budget]] = Order(
     "budgets",
     lambda budget: (budget.tenant_id, budget.budget_id),
     (str, str),
@@ -90,10 +91,7 @@ def find_whose(connection: Connection, tenant: str | None, project: str | None, 
     if project is not None and key_id is not None:
         raise Invalid("A budget is a project's or a key's, not both.", param="key_id")
     if key_id is not None:
-        key = api_keys.find(connection, key_id)
-        if tenant is not None and tenants.find(connection, tenant).tenant_id != key.tenant_id:
-            raise Invalid(f"The key {key_id!r} is not one of tenant {tenant!r}.", param="key_id")
-        return Whose(key.tenant_id, None, key_id)
+        return Whose(limits.find_subject(connection, tenant, key_id).tenant_id, None, key_id)
     if tenant is None:
         raise Invalid("Name the tenant or the key whose budget it is.", param="tenant")
     tenant_id = tenants.find(connection, tenant).tenant_id
@@ -156,7 +154,7 @@ def list_page(connection: Connection, asked: PageRequest, tenant_id: str | None 
     query = _select()
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
-    return read_page(connection, query, _OLDEST_FIRST, _budget, asked)
+    return read_page(connection, query, _BY_TENANT, _budget, asked)
 
 
 def of_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> dict[str, list[Budget]]:
@@ -202,8 +200,7 @@ def _restart(connection: Connection, each: Budget, now_ms: int) -> None:
 
 
 def _due() -> Any:
-    now_ms = func.extract("epoch", func.clock_timestamp()) * 1000
-    return or_(table.c.until_ms <= now_ms, table.c.raised_until_ms <= now_ms)
+    return or_(table.c.until_ms <= NOW_MS, table.c.raised_until_ms <= NOW_MS)
 
 
 def _select() -> Select[Any]:

@@ -51,12 +51,13 @@ class Price:
 
     def amount(self, tokens: Tokens) -> Money:
         """What these tokens cost; `cached` and `written` are parts of `prompt` and have their own prices."""
-        uncached = tokens.prompt - tokens.cached - tokens.written
         return Money(
-            uncached * self.input_picousd
-            + tokens.cached * self.cached_input_picousd
-            + tokens.written * self.written_picousd
-            + tokens.output * self.output_picousd
+            tokens.amount(
+                input=self.input_picousd,
+                cached_input=self.cached_input_picousd,
+                cache_write=self.written_picousd,
+                output=self.output_picousd,
+            )
         )
 
 

@@ -56,6 +56,12 @@ class Tokens(Value, frozen=True, omit_defaults=True):
                 f"{self.cached} cached and {self.written} written tokens of a prompt of {self.prompt}"
             )
 
+    def amount(self, *, input: int, cached_input: int, cache_write: int, output: int) -> int:
+        """What they cost at these prices of one token of each kind, in the unit of the prices."""
+        uncached = self.prompt - self.cached - self.written
+        of_cache = self.cached * cached_input + self.written * cache_write
+        return uncached * input + of_cache + self.output * output
+
 
 class Delivered(Value, frozen=True):
     """Tokens that were passed on to the caller."""

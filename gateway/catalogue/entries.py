@@ -91,12 +91,11 @@ class Price:
 
     def amount(self, tokens: Tokens) -> int:
         """What these tokens cost, in pico-dollars."""
-        uncached = tokens.prompt - tokens.cached - tokens.written
-        return (
-            uncached * self.input
-            + tokens.cached * self.cached_input
-            + tokens.written * self.cache_write
-            + tokens.output * self.output
+        return tokens.amount(
+            input=self.input,
+            cached_input=self.cached_input,
+            cache_write=self.cache_write,
+            output=self.output,
         )
 
 
