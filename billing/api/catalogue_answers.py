@@ -143,7 +143,7 @@ class AdapterAnswer(Answer):
     created_ms: Ms
 
 
-class PriceAnswer(Answer):
+class AmountsAnswer(Answer):
     """USD per million tokens, as decimals. `cache_write`: of input that a provider puts into its cache."""
 
     price_id: int
@@ -156,13 +156,20 @@ class PriceAnswer(Answer):
     from_ms: Ms
 
 
+class PriceAnswer(AmountsAnswer):
+    """What tenants pay: in this class and by this contract; null: in all, without one."""
+
+    class_: str | None = Field(alias="class")
+    contract: str | None
+
+
 class PriceSet(PriceAnswer):
     """`replaces`: the price that was to take effect later and that this one replaces."""
 
     replaces: int | None
 
 
-class CostPriceAnswer(PriceAnswer):
+class CostPriceAnswer(AmountsAnswer):
     """What a provider charges: at this instance, or (null) at all of the model's that have no price of their
     own.
     """

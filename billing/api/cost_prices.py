@@ -9,10 +9,10 @@ from billing.api.catalogue_answers import CostPriceAnswer, CostPriceSet
 from billing.api.control import Control
 from billing.api.fields import Name
 from billing.api.paging import PageQuery, listing
-from billing.api.prices import NewPrice, shown
+from billing.api.prices import NewAmounts, shown
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import instances, models
-from billing.catalogue.price_book import COST, Price, list_page, set_price, withdraw_price
+from billing.catalogue.price_book import COST, Price, Scope, list_page, set_price, withdraw_price
 from billing.refusals import Invalid
 from billing.wire import redis_clock
 from billing.wire.engine_kinds import is_provider
@@ -20,7 +20,7 @@ from billing.wire.engine_kinds import is_provider
 router = APIRouter(prefix="/admin/v1/cost-prices", tags=["cost_prices"], dependencies=[KNOWN_QUERY])
 
 
-class NewCostPrice(NewPrice):
+class NewCostPrice(NewAmounts):
     """The same of what a provider charges: at this instance, or at all of the model's that have no cost price
     of their own.
     """
@@ -46,7 +46,7 @@ def create(body: NewCostPrice, control: Control, response: Response) -> dict[str
             valid_from_ms=body.from_ms,
             confirmed=body.confirmed,
             now_ms=lambda: redis_clock.now_ms(control.redis),
-            instance=body.instance,
+            scope=Scope(body.instance),
             of=COST,
         )
     return {**_shown(made.price), "replaces": None if made.replaces is None else made.replaces.price_id}
@@ -76,4 +76,4 @@ def list_all(
 
 
 def _shown(price: Price) -> dict[str, Any]:
-    return {**shown(price), "instance": price.instance}
+    return {**shown(price), "instance": price.scope.instance}

@@ -1,9 +1,10 @@
 """Routes of prices."""
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import ConfigDict, Field
+from sqlalchemy import Connection
 
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import BackfillAnswer, PriceAnswer, PriceSet
@@ -13,13 +14,26 @@ from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, tenants
 from billing.catalogue.money import ZERO, price_string
-from billing.catalogue.price_book import Price, list_page, set_price, withdraw_price
-from billing.ledger.backfill import Due, Scope, backfill
+from billing.catalogue.price_book import (
+    Price,
+    PriceBook,
+    Scope,
+    list_page,
+    list_prices,
+    set_price,
+    withdraw_price,
+)
+from billing.contracts import store as contracts
+from billing.ledger import backfill as later
+from billing.ledger.backfill import Due, backfill
 from billing.refusals import Invalid
+from billing.schema.clock import database_now_ms
 from billing.wire import redis_clock
 
 router = APIRouter(prefix="/admin/v1/prices", tags=["prices"], dependencies=[KNOWN_QUERY])
 
+PriceClass = Literal["reserved", "on_demand", "flex", "batch"]
+ContractName = Annotated[str, Field(pattern=r"^con_[0-9a-f]{24}$")]
 PriceText = Annotated[str, Field(min_length=1, max_length=32)]
 
 
@@ -32,7 +46,7 @@ class Amounts(TypedDict):
     output: str
 
 
-class NewPrice(Body):
+class NewAmounts(Body):
     """USD per million tokens, as decimal strings with at most six decimals. Without `from` it takes effect
     now. `cached_input` (read from a cache) and `cache_write` (put into a provider's) cost the same as other
     input if they are left out. `free`: all prices are 0. `confirmed`: confirms a price more than ten times
@@ -66,6 +80,44 @@ class NewPrice(Body):
         )
 
 
+class NewPrice(NewAmounts):
+    """A price for all requests, for those of one class (`batch`: lines of batches), or for those of one
+    contract: within it, and above it (class `on_demand`). `discount`: percent off the price for all that
+    holds from then on.
+    """
+
+    class_: Annotated[PriceClass | None, Field(alias="class")] = None
+    contract: ContractName | None = None
+    discount: Annotated[int | None, Field(ge=1, le=100)] = None
+
+    def amounts_in(self, connection: Connection) -> Amounts:
+        """As `amounts`; raises Invalid for a discount of something else than a class, beside prices, or of no
+        price.
+        """
+        if self.discount is None:
+            return self.amounts()
+        if self.free or {self.input, self.cached_input, self.cache_write, self.output} != {None}:
+            raise Invalid("A discount takes no other price.", param="discount")
+        if self.class_ is None and self.contract is None:
+            raise Invalid("A discount is for a class or a contract.", param="discount")
+        moment_ms = database_now_ms(connection) if self.from_ms is None else self.from_ms
+        whole = PriceBook(list_prices(connection, self.model)).at(self.model, moment_ms)
+        if whole is None:
+            raise Invalid("The model has no price then of which to take something off.", param="discount")
+        left = 100 - self.discount
+        return Amounts(
+            input=_part(whole.input_picousd, left),
+            cached_input=_part(whole.cached_input_picousd, left),
+            cache_write=None if whole.cache_write_picousd is None else _part(whole.cache_write_picousd, left),
+            output=_part(whole.output_picousd, left),
+        )
+
+
+def _part(picousd: int, percent: int) -> str:
+    """A price less its discount; what is less than a pico-dollar is left to the caller."""
+    return price_string(picousd * percent // 100)
+
+
 class Backfill(Body):
     """Prices a model's unpriced requests of [from, until) by the current price list. `dry_run`: only show
     what that would be.
@@ -81,19 +133,23 @@ class Backfill(Body):
 @router.post("", status_code=201, response_model=PriceSet)
 def create(body: NewPrice, control: Control, response: Response) -> dict[str, Any]:
     """Set a price. It replaces a future price for the same moment. Priced requests stay priced; a request has
-    the price that held when it started.
+    the price that held when it started: that of its contract and class, of its contract, of its class, or of
+    all.
     """
     with control.changing(response) as connection:
-        models.find(connection, body.model)
+        model = models.find(connection, body.model)
+        if body.contract is not None and contracts.find(connection, body.contract).terms.pool != model.pool:
+            raise Invalid(f"Contract {body.contract} is not for the pool of {model.name}.", param="contract")
         made = set_price(
             connection,
             body.model,
-            **body.amounts(),
+            **body.amounts_in(connection),
             valid_from_ms=body.from_ms,
             confirmed=body.confirmed,
             now_ms=lambda: redis_clock.now_ms(control.redis),
+            scope=Scope(contract_id=body.contract, class_=body.class_),
         )
-    return {**shown(made.price), "replaces": None if made.replaces is None else made.replaces.price_id}
+    return {**_shown(made.price), "replaces": None if made.replaces is None else made.replaces.price_id}
 
 
 @router.delete("/{price_id}", response_model=PriceAnswer)
@@ -102,7 +158,7 @@ def withdraw(
 ) -> dict[str, Any]:
     """Withdraw a price that does not hold yet. A price that holds or has held stays."""
     with control.changing(response) as connection:
-        return shown(withdraw_price(connection, price_id, now_ms=lambda: redis_clock.now_ms(control.redis)))
+        return _shown(withdraw_price(connection, price_id, now_ms=lambda: redis_clock.now_ms(control.redis)))
 
 
 @router.post("/backfill", response_model=BackfillAnswer)
@@ -114,7 +170,7 @@ def price_later(body: Backfill, control: Control, response: Response) -> dict[st
         models.find(connection, body.model)
         tenant_id = None if body.tenant is None else tenants.find(connection, body.tenant).tenant_id
         until_ms = MS_MAX if body.until is None else body.until
-        scope = Scope(body.model, body.from_ms, until_ms, tenant_id)
+        scope = later.Scope(body.model, body.from_ms, until_ms, tenant_id)
         found = backfill(connection, scope, dry_run=body.dry_run)
         names = tenants.names(connection, [each.tenant_id for each in found])
     priced = [each for each in found if each.price_id is not None]
@@ -137,7 +193,7 @@ def list_all(
     with control.reading() as connection:
         if model is not None:
             models.find(connection, model)
-        return listing(list_page(connection, asked, model), shown)
+        return listing(list_page(connection, asked, model), _shown)
 
 
 def _due(due: Due, names: dict[str, str]) -> dict[str, Any]:
@@ -168,3 +224,7 @@ def shown(price: Price) -> dict[str, Any]:
         "output": price_string(price.output_picousd),
         "from_ms": price.valid_from_ms,
     }
+
+
+def _shown(price: Price) -> dict[str, Any]:
+    return {**shown(price), "class": price.scope.class_, "contract": price.scope.contract_id}

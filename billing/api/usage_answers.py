@@ -70,6 +70,7 @@ class UsageLine(UsageTotal):
     project_name: str | None = None
     key: str | None = None
     class_: str | None = Field(None, alias="class")
+    contract: str | None = None
     hour: Utc | None = None
     day: str | None = Field(None, json_schema_extra={"format": "date"})
 

@@ -19,6 +19,7 @@ from billing.catalogue.money import Money, MoneyError, parse_price, price_string
 from billing.catalogue.outbox import ChangeKind
 from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Conflict, Invalid, NotFound
+from billing.schema.capacity import contract
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import cost_price, cost_price_withdrawal, price_withdrawal
 from billing.schema.ledger import price as price_table
@@ -29,11 +30,23 @@ from billing.wire.tokens import Tokens
 _FACTOR_UNASKED: Final = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """For which requests of its model a price holds; None: for all. A provider may charge its own price at an
+    instance; tenants may pay one of their contract, of their class (`batch`: lines of batches), or both.
+    """
+
+    instance: str | None = None
+    contract_id: str | None = None
+    class_: str | None = None
+
+
+ALL: Final = Scope()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """One price of a model, in whole pico-dollars per token. `instance`: of what a provider charges there,
-    None if it is the same at all of the model's. `cache_write_picousd` None: as other input.
-    """
+    """One price of a model, in whole pico-dollars per token. `cache_write_picousd` None: as other input."""
 
     price_id: int
     model: str
@@ -42,7 +55,7 @@ class Price:
     cached_input_picousd: int
     output_picousd: int
     cache_write_picousd: int | None = None
-    instance: str | None = None
+    scope: Scope = ALL
 
     @property
     def written_picousd(self) -> int:
@@ -89,23 +102,48 @@ SALE: Final = PriceList(price_table, price_withdrawal)
 COST: Final = PriceList(cost_price, cost_price_withdrawal)
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whose a contract with prices of its own is, in which pool and when: [from, until)."""
+
+    contract_id: str
+    tenant_id: str
+    pool: str
+    from_ms: int
+    until_ms: int
+
+
 class PriceBook:
-    """The prices of some models as one SQL transaction sees them."""
+    """The prices of some models, and who holds contracts with prices, as one SQL transaction sees them."""
 
-    def __init__(self, prices: Iterable[Price]) -> None:
-        self._newest_first: dict[tuple[str, str | None], list[Price]] = {}
+    def __init__(self, prices: Iterable[Price], holders: Iterable[Holder] = ()) -> None:
+        self._newest_first: dict[tuple[str, Scope], list[Price]] = {}
         for price in sorted(prices, key=lambda price: -price.valid_from_ms):
-            self._newest_first.setdefault((price.model, price.instance), []).append(price)
+            self._newest_first.setdefault((price.model, price.scope), []).append(price)
+        self._holders: dict[tuple[str, str], list[Holder]] = {}
+        for holder in holders:
+            self._holders.setdefault((holder.tenant_id, holder.pool), []).append(holder)
 
-    def at(self, model: str, moment_ms: int, instance: str | None = None) -> Price | None:
-        """The price that holds for a request of this model that starts now, at this instance if it has one of
-        its own; or None: it is then unpriced, never guessed.
+    def at(self, model: str, moment_ms: int, scopes: Iterable[Scope] = (ALL,)) -> Price | None:
+        """The price that holds for a request of this model that starts now: of the first of these scopes that
+        has one; or None: it is then unpriced, never guessed.
         """
-        for place in (instance, None) if instance is not None else (None,):
-            for price in self._newest_first.get((model, place), ()):
+        for scope in scopes:
+            for price in self._newest_first.get((model, scope), ()):
                 if price.valid_from_ms <= moment_ms:
                     return price
         return None
+
+    def contract_held(self, tenant_id: str, pool: str, moment_ms: int) -> str | None:
+        """The tenant's contract with prices of its own in this pool at this moment; the one that began last,
+        if there are several.
+        """
+        held = [
+            each
+            for each in self._holders.get((tenant_id, pool), ())
+            if each.from_ms <= moment_ms < each.until_ms
+        ]
+        return max(held, key=lambda each: (each.from_ms, each.contract_id)).contract_id if held else None
 
 
 def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
@@ -114,7 +152,14 @@ def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
     """
     connection.execute(select(func.pg_advisory_xact_lock_shared(AdvisoryLock.PRICES)))
     named = price_table.c.model.in_(sorted(set(models)))
-    return PriceBook(_price(row) for row in connection.execute(SALE.select().where(named)).mappings())
+    prices = [_price(row) for row in connection.execute(SALE.select().where(named)).mappings()]
+    with_prices = {price.scope.contract_id for price in prices} - {None}
+    if not with_prices:
+        return PriceBook(prices)
+    of = contract.c
+    query = select(of.contract_id, of.tenant_id, of.pool, of.starts_ms, of.effective_end_ms)
+    holders = connection.execute(query.where(of.contract_id.in_(with_prices)))
+    return PriceBook(prices, [Holder(*row) for row in holders])
 
 
 def list_prices(connection: Connection, model: str | None = None, *, of: PriceList = SALE) -> list[Price]:
@@ -131,9 +176,10 @@ def list_page(
 
 
 def for_sale_from(connection: Connection) -> dict[str, int]:
-    """When each model has a price from; a model without a price is missing."""
+    """When each model has a price from that holds for all; a model without such a price is missing."""
     stands = SALE.select().subquery()
-    query = select(stands.c.model, func.min(stands.c.valid_from_ms)).group_by(stands.c.model)
+    for_all = stands.c.contract_id.is_(None), stands.c["class"].is_(None)
+    query = select(stands.c.model, func.min(stands.c.valid_from_ms)).where(*for_all).group_by(stands.c.model)
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
@@ -163,12 +209,12 @@ def set_price(
     valid_from_ms: int | None = None,
     confirmed: bool = True,
     now_ms: Callable[[], int] | None = None,
-    instance: str | None = None,
+    scope: Scope = ALL,
     of: PriceList = SALE,
 ) -> SetPrice:
     """Append a price (USD per million tokens, decimal strings); without a date it holds from now on. The
-    caller commits. `now_ms` reads Redis's clock. It replaces a future price for the same moment. `instance`:
-    what a provider charges there.
+    caller commits. `now_ms` reads Redis's clock. It replaces a future price of this scope for the same
+    moment.
 
     Raises `Invalid` for a text that is not a price; `Conflict` if it would change the price of a past moment,
     and, unless `confirmed`, if a token would cost over ten times more or less.
@@ -187,13 +233,16 @@ def set_price(
     now = database_now_ms(connection) if now_ms is None else now_ms()
     start_ms = now if valid_from_ms is None else valid_from_ms
     known = list_prices(connection, model, of=of)
-    same = next((each for each in known if (each.valid_from_ms, each.instance) == (start_ms, instance)), None)
-    before = PriceBook(price for price in known if price is not same).at(model, start_ms, instance)
+    same = next((each for each in known if (each.valid_from_ms, each.scope) == (start_ms, scope)), None)
+    others = PriceBook(price for price in known if price is not same)
+    before = others.at(model, start_ms, (scope, ALL))
     if same is not None and start_ms <= now:
         raise Conflict(
             f"model {model!r} already has a price from that moment", param="from", code="already_priced"
         )
-    if start_ms < now and before is not None:
+    # In the past only the first price for all may begin: another one would hold instead of it.
+    priced_since = before if scope == ALL else others.at(model, now, (scope, ALL))
+    if start_ms < now and priced_since is not None:
         raise Conflict(
             f"model {model!r} already has a price at that moment, and what was priced stays priced",
             param="from",
@@ -203,7 +252,8 @@ def set_price(
         _refuse_unasked(before or same, amounts)
     if same is not None:
         connection.execute(insert(of.withdrawals).values(price_id=same.price_id))
-    place = {} if instance is None else {"instance": instance}
+    columns = {"instance": scope.instance, "contract_id": scope.contract_id, "class": scope.class_}
+    place = {name: value for name, value in columns.items() if value is not None}
     made = insert(of.prices).values(model=model, valid_from_ms=start_ms, **amounts, **place)
     row = connection.execute(made.returning(*of.prices.c))
     outbox.record(connection, ChangeKind.MODEL, model)
@@ -256,7 +306,7 @@ def _price(row: RowMapping) -> Price:
         cached_input_picousd=row["cached_input_picousd"],
         output_picousd=row["output_picousd"],
         cache_write_picousd=row["cache_write_picousd"],
-        instance=row.get("instance"),
+        scope=Scope(row.get("instance"), row.get("contract_id"), row.get("class")),
     )
 
 

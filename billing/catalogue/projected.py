@@ -7,7 +7,7 @@ entries.
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 
 from billing.catalogue import adapters, budgets, models
 from billing.catalogue.instances import DRAIN_MS
-from billing.catalogue.price_book import for_sale_from, list_prices
+from billing.catalogue.price_book import Price, PriceBook, for_sale_from, list_prices
 from billing.schema.capacity import autoscaling, calibration, reclaim
 from billing.schema.catalogue import api_key, instance, project, quota_limit, tenant
 from billing.schema.clock import NOW_MS, database_now_ms
@@ -174,21 +174,30 @@ def _capacities(connection: Connection) -> dict[str, int]:
 
 
 def _prices(connection: Connection) -> dict[str, list[list[int]]]:
-    """Of each model, the price that holds now and later ones, the newest first: when it begins in ms, and
-    pico-dollars for a token of input, of cached input, of output and written into a cache.
+    """Of each model, what a token costs now and later, the newest first: when that begins in ms, and
+    pico-dollars for a token of input, of cached input, of output and written into a cache. Where classes or
+    contracts pay other prices, the dearest: gateways hold it against budgets until billing has the amount.
     """
     now_ms = database_now_ms(connection)
-    found: dict[str, list[list[int]]] = {}
+    by_model: dict[str, list[Price]] = {}
     for price in list_prices(connection):
-        there = found.setdefault(price.model, [])
-        if not there or there[-1][0] > now_ms:
-            there.append(
-                [
-                    price.valid_from_ms, price.input_picousd, price.cached_input_picousd,
-                    price.output_picousd, price.written_picousd,
-                ]
-            )  # fmt: skip
-    return found
+        by_model.setdefault(price.model, []).append(price)
+    return {model: list(_dearest(prices, now_ms)) for model, prices in by_model.items()}
+
+
+def _dearest(newest_first: Sequence[Price], now_ms: int) -> Iterator[list[int]]:
+    """Of one model's prices, as `_prices` has them."""
+    scopes = {price.scope for price in newest_first}
+    book = PriceBook(newest_first)
+    for moment_ms in sorted({price.valid_from_ms for price in newest_first}, reverse=True):
+        held = [price for scope in scopes if (price := book.at(newest_first[0].model, moment_ms, [scope]))]
+        figures = (
+            (price.input_picousd, price.cached_input_picousd, price.output_picousd, price.written_picousd)
+            for price in held
+        )
+        yield [moment_ms, *map(max, zip(*figures, strict=True))]
+        if moment_ms <= now_ms:
+            return
 
 
 def _model(

@@ -22,18 +22,25 @@ AMOUNT: Final = """(
   + e.billed_cached::numeric * p.cached_input_picousd
   + e.billed_written::numeric * coalesce(p.cache_write_picousd, p.input_picousd)
   + e.billed_output::numeric * p.output_picousd)"""
+# The price that holds for an event `e`, as `entries.price_scopes` looks for it.
+HELD: Final = """
+  select held.* from price held left join contract c on c.contract_id = held.contract_id
+  where held.model = e.model and held.valid_from_ms <= e.started_ms
+    and not exists (select from price_withdrawal w where w.price_id = held.price_id)
+    and (held.class is null or held.class = e.class or (held.class = 'batch' and e.line is not null))
+    and (held.contract_id is null or held.contract_id = e.contract or (
+      e.contract is null and e.decision ->> 'why' = 'spilled' and c.tenant_id = e.tenant and c.pool = e.pool
+      and c.starts_ms <= e.started_ms and e.started_ms < c.effective_end_ms))
+  order by held.contract_id is null, c.starts_ms desc, held.contract_id desc,
+    case held.class when 'batch' then 0 else 1 end, held.class is null, held.valid_from_ms desc
+  limit 1"""
 # The unpriced requests of a model, with the price that the price list has for their moment now.
 _DUE: Final = f"""
 select t.transaction_id, t.request_id, e.tenant, e.model, e.billed_prompt, e.billed_cached,
   e.billed_written, e.billed_output, p.price_id, {AMOUNT} as amount
 from ledger_transaction t
 join usage_event e using (request_id)
-left join lateral (
-  select * from price held
-  where held.model = e.model and held.valid_from_ms <= e.started_ms
-    and not exists (select from price_withdrawal w where w.price_id = held.price_id)
-  order by held.valid_from_ms desc limit 1
-) p on true
+left join lateral ({HELD}) p on true
 where t.pricing = 'unpriced' and e.model = :model and e.started_ms >= :from_ms and e.started_ms < :until_ms
   and (cast(:tenant as text) is null or e.tenant = :tenant)
   and not exists (select from ledger_transaction c where c.corrects = t.transaction_id)

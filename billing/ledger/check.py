@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 from billing.findings import Finding, FindingKind
-from billing.ledger.backfill import AMOUNT
+from billing.ledger.backfill import AMOUNT, HELD
 from billing.schema.ledger import HOUR_MS
 
 _IDS_MAX: Final = 20
@@ -28,10 +28,7 @@ left join price p using (price_id)
 left join ledger_posting r on r.transaction_id = t.transaction_id and r.account = 'receivable'
 where coalesce(r.amount_picousd, 0) <> case when t.pricing = 'priced' then {AMOUNT} else 0 end
   or (t.pricing = 'priced' and t.price_id is distinct from (
-    select held.price_id from price held
-    where held.model = e.model and held.valid_from_ms <= e.started_ms
-      and not exists (select from price_withdrawal w where w.price_id = held.price_id)
-    order by held.valid_from_ms desc limit 1))
+    select price_id from ({HELD}) held))
   or (r.holder is not null and r.holder <> e.tenant)
 """  # noqa: S608 (constants)
 _TOTALS: Final = """
@@ -93,7 +90,7 @@ _SET_ASIDE: Final = (
 _NOT_FOR_SALE: Final = """
 select m.name as id from model m
 where m.status = 'active' and m.visible <> 'internal' and not exists (
-  select from price p where p.model = m.name
+  select from price p where p.model = m.name and p.class is null and p.contract_id is null
     and p.valid_from_ms <= (extract(epoch from clock_timestamp()) * 1000)::bigint
     and not exists (select from price_withdrawal w where w.price_id = p.price_id))
 """

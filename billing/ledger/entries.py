@@ -7,7 +7,7 @@ its postings and the running totals are written together or not at all.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -19,7 +19,8 @@ from sqlalchemy import Connection, and_, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue.money import ZERO, Money
-from billing.catalogue.price_book import Price, PriceBook, read_price_book
+from billing.catalogue.price_book import Price, PriceBook, Scope, read_price_book
+from billing.ledger.accounts import Account, Posting, check_balanced, posting_row
 from billing.ledger.bulk_insert import insert_rows
 from billing.ledger.line_bill import bill_once
 from billing.ledger.unsaid_provider import with_providers
@@ -95,15 +96,6 @@ class ReceivedEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Posting:
-    """One line of a transaction; debits are positive."""
-
-    account: str
-    holder: str
-    amount: Money
-
-
-@dataclass(frozen=True, slots=True)
 class RecordedEvent:
     """An event that is in the ledger since this call."""
 
@@ -132,10 +124,6 @@ class RejectedEntry:
     raw: bytes
 
 
-class UnbalancedError(AssertionError):
-    """Postings that do not sum to zero: a bug, never written."""
-
-
 def price_event(event: UsageEvent, book: PriceBook) -> RecordedEvent:
     """Price a request by the price that held when it started. There is no amount if its usage is in doubt, or
     if no price covers it.
@@ -144,10 +132,24 @@ def price_event(event: UsageEvent, book: PriceBook) -> RecordedEvent:
         return RecordedEvent(event, Pricing.QUARANTINED, None, ZERO)
     if event.billed == Tokens(0, 0, 0):
         return RecordedEvent(event, Pricing.NOTHING_BILLED, None, ZERO)
-    price = book.at(event.model, event.started_ms)
+    price = book.at(event.model, event.started_ms, price_scopes(event, book))
     if price is None:
         return RecordedEvent(event, Pricing.UNPRICED, None, ZERO)
     return RecordedEvent(event, Pricing.PRICED, price, price.amount(event.billed))
+
+
+def price_scopes(event: UsageEvent, book: PriceBook) -> Iterator[Scope]:
+    """Where to look for the price of a request, the nearest first: its contract's own before everybody's; of
+    each, that of batches for a line of one, that of its class, that of all. A request above its tenant's
+    contract has none, but pays by it.
+    """
+    contract = event.contract
+    if contract is None and (event.decision or {}).get("why") == "spilled":
+        contract = book.contract_held(event.tenant, event.pool, event.started_ms)
+    classes = (*(("batch",) if event.line else ()), event.class_.value, None)
+    for holder in (contract, None) if contract else (None,):
+        for class_ in classes:
+            yield Scope(contract_id=holder, class_=class_)
 
 
 def postings(recorded: RecordedEvent) -> tuple[Posting, ...]:
@@ -155,18 +157,11 @@ def postings(recorded: RecordedEvent) -> tuple[Posting, ...]:
     if recorded.amount == ZERO:
         return ()
     lines = (
-        Posting("receivable", recorded.event.tenant, recorded.amount),
-        Posting("revenue", recorded.event.model, -recorded.amount),
+        Posting(Account.RECEIVABLE.value, recorded.event.tenant, recorded.amount),
+        Posting(Account.REVENUE.value, recorded.event.model, -recorded.amount),
     )
     check_balanced(lines)
     return lines
-
-
-def check_balanced(lines: Sequence[Posting]) -> None:
-    """Raises `UnbalancedError` unless the lines sum to zero."""
-    total = sum((line.amount for line in lines), ZERO)
-    if total != ZERO:
-        raise UnbalancedError(f"postings sum to {total} USD")
 
 
 def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> Recorded:
@@ -231,13 +226,7 @@ def _write_transactions(connection: Connection, priced: Sequence[RecordedEvent])
     written = insert_rows(connection, ledger_transaction, rows, returning=["request_id", "transaction_id"])
     ids: dict[str, int] = {row.request_id: row.transaction_id for row in written}
     lines = [
-        {
-            "transaction_id": ids[item.event.request_id],
-            "line": number,
-            "account": line.account,
-            "holder": line.holder,
-            "amount_picousd": str(line.amount.picousd),
-        }
+        posting_row(ids[item.event.request_id], number, line)
         for item in priced
         for number, line in enumerate(postings(item))
     ]
@@ -307,11 +296,3 @@ def event_row(event: UsageEvent, digest: str) -> dict[str, Any]:
     row |= {name: row.get(name, 0) for name in WRITTEN_COLUMNS}
     row["ignored"] = row["ignored"] or None
     return row | {"version": EVENT_VERSION, "digest": digest}
-
-
-def account_balance(connection: Connection, account: str, holder: str) -> Money:
-    """What an account holds; a tenant's `receivable` is what it owes for its usage."""
-    query = select(func.coalesce(func.sum(ledger_posting.c.amount_picousd), 0)).where(
-        ledger_posting.c.account == account, ledger_posting.c.holder == holder
-    )
-    return Money.from_sql(connection.execute(query).scalar_one())

@@ -54,10 +54,12 @@ _SUMMED: Final = (
     "requests", "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
     "absorbed_output", "amount_picousd",
 )  # fmt: skip
-_NAMES: Final = ("tenant", "project", "key_id", "model", "class", "hour", "pricing", "price_id")
+_NAMES: Final = ("tenant", "project", "key_id", "model", "class", "contract", "hour", "pricing", "price_id")
 # What each dimension groups by: the column of its name, or one of these.
 _COLUMN_OF: Final = {Dimension.KEY: "key_id", Dimension.DAY: "hour"}
 _HOUR: Final = _of.ended_ms.op("/")(literal_column(str(HOUR_MS)))
+# As `usage_hour` has it.
+_CLASS: Final = case((_of.line.is_not(None), "batch"), else_=_of["class"])
 # Narrows a query of events to the requests of a report.
 Among = Callable[[Select[Any]], Select[Any]]
 _LATER_PART: Final = _of.request_id.like(LATER_PART_LIKE)
@@ -268,7 +270,8 @@ def _usage(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Sub
 def _of_requests(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
     """The columns of `usage_hour` of each request."""
     columns = [
-        *(_of[name] for name in _NAMES[:5]), _HOUR.label("hour"), ledger_transaction.c.pricing,
+        *(_of[name] for name in _NAMES[:4]), _CLASS.label("class"),
+        func.coalesce(_of.contract, "").label("contract"), _HOUR.label("hour"), ledger_transaction.c.pricing,
         func.coalesce(ledger_transaction.c.price_id, 0).label("price_id"),
         case((_LATER_PART, 0), else_=1).label("requests"), *(_of[name] for name in _SUMMED[1:-1]),
         func.coalesce(ledger_posting.c.amount_picousd, 0).label("amount_picousd"),
@@ -282,18 +285,23 @@ def _grouped(of: ColumnCollection[str, Any], by: Dimension) -> ColumnElement[Any
     return column.op("/")(literal_column("24")) if by is Dimension.DAY else column
 
 
+def _of_events(by: Dimension) -> ColumnElement[Any]:
+    if by in {Dimension.HOUR, Dimension.DAY}:
+        return _HOUR if by is Dimension.HOUR else _HOUR.op("/")(literal_column("24"))
+    if by is Dimension.CLASS:
+        return _CLASS
+    if by is Dimension.CONTRACT:
+        return func.coalesce(_of.contract, literal_column("''"))
+    return _of[_COLUMN_OF.get(by, by.value)]
+
+
 def _costs(
     connection: Connection, among: Among, by: Sequence[Dimension]
 ) -> dict[tuple[Any, ...], Mapping[Any, Any]]:
     """What providers charge, and what of it is not known, by group. Read from the requests that went there,
     because a cost price may come later.
     """
-    columns = [
-        (_HOUR if each is Dimension.HOUR else _HOUR.op("/")(literal_column("24")))
-        if each in {Dimension.HOUR, Dimension.DAY}
-        else _of[_COLUMN_OF.get(each, each.value)]
-        for each in by
-    ]
+    columns = [_of_events(each) for each in by]
     query = (
         select(
             *columns,

@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from billing.schema.capacity import contract
 from billing.schema.clock import NOW_MS
 from billing.schema.metadata import metadata
 from billing.wire.ending import Ending
@@ -140,14 +141,14 @@ usage_total = Table(
 
 HOUR_MS: Final = 3_600_000
 # The sums of usage and of what is owed for it, by the hour in which requests ended (hours since 1970). A
-# trigger of `ledger_transaction` keeps them. `price_id` 0: it has none. An unpriced request that was priced
-# later is among the priced ones.
+# trigger of `ledger_transaction` keeps them. `class` is `batch` of lines of batches; `contract` '' and
+# `price_id` 0: it has none. An unpriced request that was priced later is among the priced ones.
 usage_hour = Table(
     "usage_hour",
     metadata,
     *(
         Column(name, Text, primary_key=True)
-        for name in ("tenant", "project", "key_id", "model", "class", "instance", "pricing")
+        for name in ("tenant", "project", "key_id", "model", "class", "contract", "instance", "pricing")
     ),
     Column("hour", BigInteger, primary_key=True, autoincrement=False),
     Column("price_id", BigInteger, primary_key=True, autoincrement=False),
@@ -164,7 +165,7 @@ usage_hour = Table(
 )  # fmt: skip
 
 
-def _prices(name: str, *more: Column[str]) -> Table:
+def _prices(name: str, *more: Column[str] | CheckConstraint) -> Table:
     return Table(
         name,
         metadata,
@@ -195,26 +196,41 @@ def _withdrawals(prices: Table) -> Table:
     )
 
 
-# What tenants pay, and what providers charge: for a model at any provider, or at one instance of it. Prices
-# that were taken back before they held never priced anything.
-price = _prices("price")
+# What tenants pay: for a model, and differently in one class or by one contract. What providers charge: for a
+# model at any provider, or at one instance of it. Prices that were taken back before they held never priced
+# anything.
+price = _prices(
+    "price",
+    Column("contract_id", Text, ForeignKey(contract.c.contract_id)),
+    Column("class", Text),
+    CheckConstraint("class in ('reserved', 'on_demand', 'flex', 'batch')", name="class"),
+)
 price_withdrawal = _withdrawals(price)
 cost_price = _prices("cost_price", Column("instance", Text))
 cost_price_withdrawal = _withdrawals(cost_price)
 
+# Of a request, or of something else: `subject` says of which invoice, credit, …, and each has one of a kind.
 # `pricing`: `priced` · `unpriced` (no price was valid when the request started) · `quarantined` (its usage is
-# in doubt) · `nothing_billed`. Only a priced one may have postings. `corrects`: it takes the place of an
-# unpriced one, which itself stays as it is.
+# in doubt) · `nothing_billed`. Of requests, only a priced one may have postings. `corrects`: it takes the
+# place of an unpriced one, which itself stays as it is.
 ledger_transaction = Table(
     "ledger_transaction",
     metadata,
     Column("transaction_id", BigInteger, Identity(always=True), primary_key=True),
-    Column("request_id", Text, ForeignKey(usage_event.c.request_id), nullable=False),
-    Column("pricing", Text, nullable=False),
+    Column("kind", Text, nullable=False, server_default="request"),
+    Column("request_id", Text, ForeignKey(usage_event.c.request_id)),
+    Column("subject", Text),
+    Column("pricing", Text),
     Column("price_id", BigInteger, ForeignKey(price.c.price_id)),
     Column("corrects", BigInteger, ForeignKey("ledger_transaction.transaction_id"), unique=True),
     Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
     CheckConstraint("pricing in ('priced', 'unpriced', 'quarantined', 'nothing_billed')", name="pricing"),
+    CheckConstraint(
+        "(kind = 'request') = (request_id is not null) and (kind = 'request') = (pricing is not null) and "
+        "(kind = 'request') = (subject is null)",
+        name="kind",
+    ),
+    UniqueConstraint("kind", "subject"),
     CheckConstraint("(pricing = 'priced') = (price_id is not null)", name="priced_by"),
     CheckConstraint("corrects is null or pricing = 'priced'", name="corrected_by"),
     Index(None, "request_id"),
@@ -233,7 +249,7 @@ ledger_transaction = Table(
     ),
 )
 
-# `account` `receivable` belongs to a tenant, `revenue` to a model. Debits are positive.
+# Whose each account is (its holder): `ledger.accounts`. Debits are positive.
 ledger_posting = Table(
     "ledger_posting",
     metadata,

@@ -12,5 +12,6 @@ class Dimension(StrEnum):
     PROJECT = "project"
     KEY = "key"
     CLASS = "class"
+    CONTRACT = "contract"
     HOUR = "hour"
     DAY = "day"

@@ -15,7 +15,10 @@ _PRICES: Columns = {
     "INPUT": "input", "CACHED INPUT": "cached_input", "CACHE WRITE": "cache_write", "OUTPUT": "output",
     "FROM (UTC)": moment("from_ms"),
 }  # fmt: skip
-_COLUMNS: Columns = {"PRICE": "price_id", "MODEL": "model", **_PRICES}
+_COLUMNS: Columns = {
+    "PRICE": "price_id", "MODEL": "model", "CLASS": lambda row: row["class"] or "all", "CONTRACT": "contract",
+    **_PRICES,
+}  # fmt: skip
 _COST_COLUMNS: Columns = {
     "PRICE": "price_id",
     "MODEL": "model",
@@ -54,6 +57,19 @@ price.add_command(import_prices)
 )
 @click.option("--output", metavar="USD", help="A million output tokens.")
 @click.option("--free", is_flag=True, help="The model costs nothing.")
+@click.option(
+    "--class",
+    "class_",
+    type=click.Choice(["reserved", "on_demand", "flex", "batch"]),
+    help="For requests of this class only; batch: lines of batches.",
+)
+@click.option("--contract", metavar="CONTRACT", help="For requests of this contract only.")
+@click.option(
+    "--discount",
+    type=click.IntRange(1, 100),
+    metavar="PERCENT",
+    help="With --class or --contract: so much off the price that holds for all then.",
+)
 @click.option("--from", "since", metavar="WHEN", help=f"{AHEAD}. Default: now.")
 @_cost_option
 @click.option("--instance", help="With --cost: at this instance only. Default: at every provider of it.")
@@ -66,6 +82,9 @@ def set_price(
     cache_write: str | None,
     output: str | None,
     free: bool,
+    class_: str | None,
+    contract: str | None,
+    discount: int | None,
     since: str | None,
     cost: bool,
     instance: str | None,
@@ -78,19 +97,27 @@ def set_price(
     the same moment. A change by more than ten times needs confirmation. With --cost it is what a provider
     charges, which only the operator sees.
 
+    A request has the price of its contract and class, else of its contract, else of its class, else of all.
+    What a tenant uses above its contract has the contract's price of class on_demand.
+
     \b
     taas price set --model llama-70b --input 0.15 --cached-input 0.03 --output 0.60
     taas price set --model llama-70b --input 0.12 --output 0.50 --from 2027-01-01
+    taas price set --model llama-70b --class batch --discount 50
+    taas price set --model llama-70b --contract con_… --class on_demand --input 0.2 --output 0.8
     taas price set --model smollm2-135m-instruct --free
     taas price set --cost --model big --input 2 --cached-input 0.50 --output 8
     """
-    if not free and (input_price is None or output is None):
-        raise click.UsageError("give --input and --output, or --free.")
+    if not free and discount is None and (input_price is None or output is None):
+        raise click.UsageError("give --input and --output, --discount, or --free.")
+    if cost and {class_, contract, discount} != {None}:
+        raise click.UsageError("--class, --contract and --discount are not for --cost.")
     if instance is not None and not cost:
         raise click.UsageError("--instance is for --cost: tenants pay one price for a model.")
     body = given(
         model=model, input=input_price, cached_input=cached_input, cache_write=cache_write, output=output,
-        free=free or None, confirmed=yes or None, instance=instance, **{"from": ahead(since, "--from")},
+        free=free or None, confirmed=yes or None, instance=instance, contract=contract, discount=discount,
+        **{"from": ahead(since, "--from"), "class": class_},
     )  # fmt: skip
     prices = _route(cost)
     try:

@@ -213,6 +213,25 @@ def test_a_future_price_is_withdrawn_and_a_change_by_more_than_ten_times_is_aske
     assert admin.delete(f"/admin/v1/prices/{now['price_id']}").json()["error"]["code"] == "already_priced"
 
 
+def test_a_price_of_a_class_is_given_or_taken_off_the_price_for_all(admin: TestClient, made: Make):
+    made("models", name="m", context_tokens=10)
+    early = admin.post("/admin/v1/prices", json={"model": "m", "class": "flex", "discount": 50})
+    assert early.json()["error"]["param"] == "discount"  # of what?
+    made("prices", model="m", input="0.15", cached_input="0.01", output="0.6")
+    flex = made("prices", model="m", discount=25, **{"class": "flex"})
+    assert (flex["class"], flex["contract"]) == ("flex", None)
+    assert [flex[kind] for kind in ("input", "cached_input", "output")] == ["0.1125", "0.0075", "0.45"]
+    assert made("prices", model="m", input="0.5", output="0.9", **{"class": "batch"})["class"] == "batch"
+    for wrong in (
+        {"discount": 10},
+        {"discount": 10, "class": "flex", "input": "1"},
+        {"discount": 0, "class": "flex"},
+        {"input": "1", "output": "1", "class": "best"},
+        {"input": "1", "output": "1", "contract": "con_" + "0" * 24},
+    ):
+        assert admin.post("/admin/v1/prices", json={"model": "m", **wrong}).status_code in {400, 404}, wrong
+
+
 def test_a_model_that_a_contract_stands_on_is_not_retired_nor_its_tenant_archived(
     admin: TestClient, made: Make, database: Engine
 ):

@@ -5,9 +5,10 @@ from sqlalchemy import Engine, func, select, text
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import set_price
 from billing.findings import FindingKind
+from billing.ledger.accounts import account_balance
 from billing.ledger.backfill import Scope, backfill
 from billing.ledger.check import check_ledger, set_aside
-from billing.ledger.entries import account_balance, record_events
+from billing.ledger.entries import record_events
 from billing.ledger.usage_report import report_usage
 from billing.schema.ledger import ledger_transaction
 from tests.billing.events import event

@@ -13,7 +13,7 @@ from billing.catalogue import instances, models
 from billing.catalogue.instances import EngineFacts
 from billing.catalogue.models import ModelSpec
 from billing.catalogue.money import ZERO, Money
-from billing.catalogue.price_book import COST, PriceBook, list_prices, set_price, withdraw_price
+from billing.catalogue.price_book import ALL, COST, PriceBook, Scope, list_prices, set_price, withdraw_price
 from billing.ledger.check import check_ledger
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.ledger.receipt import find_receipt
@@ -53,8 +53,8 @@ def test_a_days_mix_costs_what_it_does_by_hand(database: Engine) -> None:
         set_price(connection, "m1", input="3", cached_input="0.3", cache_write="4", output="15",
                   valid_from_ms=0)  # fmt: skip
         # One instance is billed by a contract of its own.
-        set_price(connection, "m1", input="1", cached_input="1", output="5", valid_from_ms=0, instance="i2",
-                  of=COST)  # fmt: skip
+        set_price(connection, "m1", input="1", cached_input="1", output="5", valid_from_ms=0,
+                  scope=Scope("i2"), of=COST)  # fmt: skip
         # The provider charges less for output from the second hour on.
         set_price(connection, "m1", input="2.5", cached_input="0.25", cache_write="3.125", output="8",
                   valid_from_ms=START_MS + HOUR_MS, of=COST)  # fmt: skip
@@ -138,7 +138,7 @@ def test_the_report_costs_each_request_by_the_price_that_held(
     record(database, *events)
     wanted, uncosted = ZERO, 0
     for each in events:
-        price = book.at(model, each.started_ms, each.instance)
+        price = book.at(model, each.started_ms, (Scope(each.instance), ALL))
         wanted += ZERO if price is None else price.amount(each.produced)
         uncosted += price is None
     lines = {line.group["model"]: line for line in report(database, Dimension.MODEL).lines}
@@ -168,14 +168,19 @@ def test_a_cost_price_changes_no_past_cost(database: Engine) -> None:
         set_price(connection, "m1", **rates, valid_from_ms=START_MS, of=COST)
         for instance in (None, "i1"):
             with pytest.raises(Conflict):
-                set_price(connection, "m1", **rates, valid_from_ms=START_MS + 1, instance=instance, of=COST)
-        earlier = set_price(connection, "m1", **rates, valid_from_ms=START_MS - 1, instance="i1", of=COST)
-        future = set_price(connection, "m1", **rates, valid_from_ms=2 * START_MS, instance="i1", of=COST)
-        again = set_price(connection, "m1", **rates, valid_from_ms=2 * START_MS, instance="i1", of=COST)
+                set_price(
+                    connection, "m1", **rates, valid_from_ms=START_MS + 1, scope=Scope(instance), of=COST
+                )
+        with pytest.raises(Conflict):  # at i1 it would hold from then on, instead of the price that held
+            set_price(connection, "m1", **rates, valid_from_ms=START_MS - 1, scope=Scope("i1"), of=COST)
+        earlier = set_price(connection, "m1", **rates, valid_from_ms=START_MS - 1, of=COST)
+        later = {"valid_from_ms": 2 * START_MS, "scope": Scope("i1"), "of": COST}
+        future = set_price(connection, "m1", **rates, **later)
+        again = set_price(connection, "m1", **rates, **later)
         assert again.replaces == future.price
         withdraw_price(connection, again.price.price_id, of=COST)
         assert len(list_prices(connection, of=COST)) == 2
-        assert earlier.price.instance == "i1"
+        assert (earlier.price.scope, again.price.scope) == (ALL, Scope("i1"))
         assert list_prices(connection) == []  # no tenant pays a cost price
 
 

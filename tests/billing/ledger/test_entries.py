@@ -12,13 +12,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import Price, PriceBook, set_price
+from billing.ledger.accounts import Posting, UnbalancedError, account_balance, check_balanced
 from billing.ledger.entries import (
-    Posting,
     Pricing,
     ReceivedEvent,
-    UnbalancedError,
-    account_balance,
-    check_balanced,
     postings,
     price_event,
     record_events,
