@@ -33,6 +33,7 @@ from gateway.errors import (
 from gateway.exchange import Exchange, Request, Resumable
 from gateway.failover import Interrupted, ending_of
 from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, Settle
+from gateway.idempotency import KEY_HEADER, Idempotency, IdempotencyKey
 from gateway.metrics import Metrics
 from gateway.protocol import check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
@@ -73,6 +74,7 @@ class InferenceApi:
     quarantine: Quarantine
     cache_salt: Callable[[str], str]
     budgets: Budgets
+    idempotency: Idempotency
     reserver: Reserver
     forwarder: Forwarder
     settle: Settle
@@ -113,6 +115,9 @@ class InferenceApi:
         caller = await self.authenticate(scope["headers"], self.catalogue, self.clock.at_ms(started_at))
         tenant = caller.tenant
         raw = await read_body(scope, receive, self.body_caps.of_tenant(tenant), self.receiving, tenant.tenant)
+        key = None
+        if KEY_HEADER in dict(scope["headers"]):
+            key = IdempotencyKey.of(scope["headers"], route, raw)
         parsed = parse_request(route, raw)
         model = caller.find_model(self.catalogue, parsed.model, self.clock.at_ms(started_at))
         body_bytes = len(raw)
@@ -124,18 +129,10 @@ class InferenceApi:
         self.quarantine.check(parsed, tenant.tenant)
         if parsed.ignored:
             self._report_ignored(parsed, scope, client)
-        choice, woken_ms = None, 0
+        choice = None
         if len(serving) > 1:
             salt = self.cache_salt(tenant.tenant)
             choice = Choice(self.router, parsed, model, salt, scope["headers"])
-        try:
-            # Nothing is reserved yet, so a failure leaks nothing.
-            if model.wakes:
-                woken_ms = await self._wake(model, parsed, tenant, client)
-            found = self._candidates(model, route, choice)
-        except NoInstance:
-            self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.service_tier)
-            raise
         request = Request(
             request_id=client.request_id,
             parsed=parsed,
@@ -152,6 +149,25 @@ class InferenceApi:
             body_bytes=body_bytes,
             client_connection=client.connection,
         )
+        if key is None:
+            await self._run(request, choice, client)
+        else:
+            await self.idempotency.run_once(
+                key, request, client, lambda claimed: self._run(claimed, choice, client)
+            )
+
+    async def _run(self, request: Request, choice: Choice | None, client: Client) -> None:
+        """Admit the request, forward it and settle it."""
+        model, parsed, tenant = request.model, request.parsed, request.caller.tenant
+        woken_ms = 0
+        try:
+            # Nothing is reserved yet, so a failure leaks nothing.
+            if model.wakes:
+                woken_ms = await self._wake(model, parsed, tenant, client)
+            found = self._candidates(model, parsed.route, choice)
+        except NoInstance:
+            self.reserver.no_instance(model.cell, tenant.tenant, parsed.service_tier)
+            raise
         exchange = self._exchange(request, found[0], choice)
         exchange.waited_ms = woken_ms
         with _Settling(self, exchange, client):
@@ -160,12 +176,12 @@ class InferenceApi:
                 await self.budgets.hold(exchange, parsed.input_tokens_estimate, output_tokens)
             cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
             reservation = await self.reserver.reserve(
-                exchange, cost_mu, found, lambda: self._candidates(model, route, choice)
+                exchange, cost_mu, found, lambda: self._candidates(model, parsed.route, choice)
             )
             client.instance = lambda: exchange.attempt.instance.instance
             client.headers += limit_headers(
                 reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels,
-                reservation.key_levels, route.dialect, self.clock.at_ms(time.monotonic()),
+                reservation.key_levels, parsed.route.dialect, self.clock.at_ms(time.monotonic()),
             )  # fmt: skip
             client.headers.append(_CLASS_HEADERS[exchange.head.class_])
             await self._forward(exchange, client)
@@ -268,7 +284,10 @@ class InferenceApi:
         )
         attempt = Attempt.on(instance, parsed, request.request_id)
         resumable = Resumable.of(parsed)
-        return Exchange(request=request, head=head, attempt=attempt, resumable=resumable, choice=choice)
+        exchange = Exchange(request=request, head=head, attempt=attempt, resumable=resumable, choice=choice)
+        if request.claim is not None:
+            request.claim.exchange = exchange
+        return exchange
 
     def _count_refusal(self, error: GatewayError) -> None:
         """Count a refused request in the metrics. A request whose client disconnected was not refused."""

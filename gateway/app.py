@@ -28,6 +28,7 @@ from gateway.api import InferenceApi, Receive, Scope, Send
 from gateway.authenticate import authenticate
 from gateway.batch_lines import LINE_ROUTES, serving_lines
 from gateway.batches import batch_router
+from gateway.billing_client import BillingClient
 from gateway.budgets import Budgets
 from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.cache_salts import CacheSalts
@@ -36,11 +37,13 @@ from gateway.checkpoint import Checkpointer, Deadlines
 from gateway.clock import Clock
 from gateway.edge.client import Client, id_headers, new_request_id
 from gateway.edge.heartbeat import Heartbeats
-from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_body, error_headers
+from gateway.error_form import error_body, error_headers
+from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound
 from gateway.exchange import Exchange
 from gateway.final_count import FinalCounts
 from gateway.forward import Forwarder
 from gateway.housekeeping import Housekeeping
+from gateway.idempotency import Idempotency
 from gateway.lifecycle import Lifecycle
 from gateway.listing import listing_router
 from gateway.metrics import Metrics
@@ -120,6 +123,8 @@ class Stages:
         )
         self._pacer = Pacer(self._redis)
         self._budgets = Budgets(self._redis)
+        self.billing = BillingClient(settings.admin_url, settings.service_key.get_secret_value())
+        self._idempotency = Idempotency(self._redis, self.billing, self.gateway_id)
         self._settler = Settler(
             self._redis, self._journal, metrics, self.open_exchanges, self._pacer,
             unsynced=self._unsynced, budgets=self._budgets,
@@ -213,6 +218,7 @@ class Stages:
             quarantine=self._quarantine,
             cache_salt=self._cache_salt,
             budgets=self._budgets,
+            idempotency=self._idempotency,
             reserver=reserver,
             resumer=Resumer(reserver, self._checkpointer, settle),
             forwarder=forwarder,
@@ -253,6 +259,7 @@ class Stages:
             while self.open_exchanges or self._wait_queue.exchanges or self._settler.settling:  # noqa: ASYNC110 - once, at the end of the process
                 await asyncio.sleep(0.01)
             await self._save_settles()
+            await self._idempotency.close()
             for task in rounds:
                 task.cancel()
             await asyncio.gather(*rounds, return_exceptions=True)
@@ -389,10 +396,7 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
     )
     app.stages = stages
     app.lines = serving_lines(stages.inference, settings.service_key) if settings.batch else None
-    service_key = settings.service_key.get_secret_value()
-    app.include_router(
-        listing_router(stages.catalogue, stages.clock, stages.readiness, settings.admin_url, service_key)
-    )
+    app.include_router(listing_router(stages.catalogue, stages.clock, stages.readiness, stages.billing))
     app.include_router(batch_router(stages.catalogue, stages.clock, settings))
     app.add_exception_handler(GatewayError, _on_gateway_error)
     app.add_exception_handler(HTTPException, _on_http_error)

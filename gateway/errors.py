@@ -1,5 +1,5 @@
 """What goes wrong with a request, each kind with its status, reason code and whether a retry can help.
-Written out in either dialect.
+`gateway.error_form` writes it out.
 
     GatewayError
     ├── InternalError                     500 internal_error: a bug of ours
@@ -9,7 +9,11 @@ Written out in either dialect.
     │   ├── RemoteMediaDisabled           400 remote_media_disabled
     │   ├── ContextLengthExceeded         400 context_length_exceeded
     │   ├── NoContractHere                400 no_contract
+    │   ├── IdempotencyKeyReused          422 idempotency_key_reused
     │   └── EngineRefused                 400 engine_refused: the engine found what we did not
+    ├── IdempotencyConflict               409 idempotency_key_in_use: the first request runs
+    │   ├── AlreadyDone                   409 idempotency_request_done, with its receipt
+    │   └── OutcomeUnknown                409 idempotency_outcome_unknown
     ├── BodyTooLarge                      413 body_too_large, closes
     ├── UnsupportedContentEncoding        415 unsupported_content_encoding
     ├── RequestTimeout                    408 request_timeout, closes
@@ -37,21 +41,19 @@ Written out in either dialect.
     └── DeadlineExceeded                  504 deadline_exceeded
 
 Messages may name parameters, limits and numbers; never a prompt, a key, a host or a path. They are for the
-caller, not for logs: log `code`. Knows no HTTP server: headers are pairs of bytes. Statuses that SDKs retry
-by themselves: 408, 409, 429 and ≥ 500.
+caller, not for logs: log `code`. Statuses that SDKs retry by themselves: 408, 409, 429 and ≥ 500.
 """
 
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
 from billing.wire.ending import Ending
-from gateway.request import AnswerForm, Dialect, Route, RouteSpec
+from gateway.request import Route
 
 # SDKs wait at most this long; a longer time would only lead to three requests instead of one.
 RETRY_AFTER_MS_MAX = 120_000
 NAME_CHARS_MAX = 256
+IDEMPOTENCY_KEY = "Idempotency-Key"
 # Of the endings with which we stop a request.
 _RETRY_HELPS = frozenset({Ending.GATEWAY_STOPPED, Ending.PREEMPTED})
 
@@ -67,6 +69,7 @@ class GatewayError(Exception):
     retry_after_ms: int | None = None
     should_retry: bool | None = None
     close: bool = False
+    receipt: dict[str, Any] | None = None
     text: str = "The server had an error while processing your request."
 
     def __init__(self, message: str | None = None) -> None:
@@ -121,6 +124,20 @@ class RemoteMediaDisabled(InvalidRequest):
         )
 
 
+class IdempotencyKeyReused(InvalidRequest):
+    """The first request under this key had another body or another route."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key came with another request before. A key belongs to one request: take a new "
+            "one.",
+            IDEMPOTENCY_KEY,
+        )
+
+
 class ContextLengthExceeded(InvalidRequest):
     """More tokens than the model's context holds; the message names both numbers. `counted` names what
     `requested` counts; `at_least`: counting stopped before the end.
@@ -160,6 +177,47 @@ class EngineRefused(InvalidRequest):
     """A 4xx of the engine, cleaned up. Not retried: another engine would answer the same."""
 
     code = "engine_refused"
+
+
+class IdempotencyConflict(GatewayError):
+    """The request was not carried out, because another one came under its Idempotency-Key before."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_key_in_use"
+    anthropic_type = "invalid_request_error"
+    param = IDEMPOTENCY_KEY
+    text = "The first request with this Idempotency-Key still runs. Send it again in a moment."
+
+
+class AlreadyDone(IdempotencyConflict):
+    """The first request has ended. `receipt`: what it used and costs, as far as it is known."""
+
+    code = "idempotency_request_done"
+    should_retry = False
+    text = (
+        "The request with this Idempotency-Key has been carried out, and its answer was not stored. Here is "
+        "its receipt; to have another answer, take a new key."
+    )
+
+    def __init__(self, receipt: dict[str, Any]) -> None:
+        super().__init__()
+        self.receipt = receipt
+
+
+class OutcomeUnknown(IdempotencyConflict):
+    """Nothing is known of the first request: its gateway has died before it was admitted, or Redis has lost
+    it.
+    """
+
+    code = "idempotency_outcome_unknown"
+    should_retry = False
+
+    def __init__(self, first_request_id: str) -> None:
+        super().__init__(
+            f"Nothing is known of the first request with this Idempotency-Key, {first_request_id}, and so "
+            "far nothing was billed for it. To have it carried out, take a new key."
+        )
 
 
 class BodyTooLarge(GatewayError):
@@ -430,57 +488,3 @@ def error_of(ending: Ending) -> GatewayError:
 def _quotable(name: str) -> str:
     """A name from the caller, short and in valid UTF-8."""
     return name[:NAME_CHARS_MAX].encode("utf-8", "replace").decode()
-
-
-def error_body(err: GatewayError, dialect: Dialect, request_id: str) -> bytes:
-    """The JSON body. Anthropic's form has no place for `code` except `details.error_code`, which its SDK
-    reads.
-    """
-    return orjson.dumps(_error_object(err, dialect, request_id))
-
-
-def error_headers(err: GatewayError) -> list[tuple[bytes, bytes]]:
-    """The headers that the error itself decides; the sender adds request id and length."""
-    headers = [(b"content-type", b"application/json")]
-    if err.retry_after_ms is not None:
-        wait_ms = max(err.retry_after_ms, 0)
-        headers.append((b"retry-after", b"%d" % -(-wait_ms // 1000)))
-        headers.append((b"retry-after-ms", b"%d" % wait_ms))
-    if err.should_retry is not None:
-        headers.append((b"x-should-retry", b"true" if err.should_retry else b"false"))
-    if isinstance(err, QuotaExceeded):
-        headers += err.limit_headers
-    if isinstance(err, MethodNotAllowed):
-        headers.append((b"allow", err.allow.encode()))
-    if err.close:
-        headers.append((b"connection", b"close"))
-    return headers
-
-
-def error_event(err: GatewayError, route: RouteSpec, request_id: str, sequence_number: int = 0) -> bytes:
-    """The error as the last event of a stream that has begun. No `[DONE]` and no finish follow it.
-
-    OpenAI's SDK raises only for an object with `error` in it; its Responses stream has an event of its own
-    without one, so that event carries both.
-    """
-    body = _error_object(err, route.dialect, request_id)
-    if route.dialect is Dialect.ANTHROPIC:
-        return b"event: error\ndata: " + orjson.dumps(body) + b"\n\n"
-    if route.answer is AnswerForm.RESPONSE:
-        event = {
-            "type": "error",
-            "code": err.code,
-            "message": err.message,
-            "param": err.param,
-            "sequence_number": sequence_number,
-            **body,
-        }
-        return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
-    return b"data: " + orjson.dumps(body) + b"\n\n"
-
-
-def _error_object(err: GatewayError, dialect: Dialect, request_id: str) -> dict[str, Any]:
-    if dialect is Dialect.ANTHROPIC:
-        error = {"type": err.anthropic_type, "message": err.message, "details": {"error_code": err.code}}
-        return {"type": "error", "error": error, "request_id": request_id}
-    return {"error": {"message": err.message, "type": err.type, "param": err.param, "code": err.code}}

@@ -8,7 +8,7 @@ seconds, those named `_ms` are milliseconds since the epoch.
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -35,8 +35,20 @@ from gateway.upstream.attempt import Attempt
 EVENTS_KEPT: Final = 1000
 
 
+class Claim(Protocol):
+    """That a request is the one under its Idempotency-Key."""
+
+    exchange: "Exchange | None"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether its answer is kept, so that the request goes on when its caller leaves."""
+
+
 class Request(Struct, frozen=True, eq=False, kw_only=True):
-    """What was asked for, and by whom. `keys`: its keys in Redis."""
+    """What was asked for, and by whom. `keys`: its keys in Redis. `claim`: where it came with an
+    Idempotency-Key.
+    """
 
     request_id: str
     parsed: ParsedRequest
@@ -46,6 +58,7 @@ class Request(Struct, frozen=True, eq=False, kw_only=True):
     started_at: float
     body_bytes: int = 0
     client_connection: ClientConnection | None = None
+    claim: Claim | None = None
 
 
 class Delivery(Struct, eq=False, kw_only=True):
@@ -343,7 +356,8 @@ class Exchange:
 
     def on_client_disconnect(self) -> None:
         """The caller's connection is closed."""
-        self.stop(Ending.CLIENT_DISCONNECT)
+        if self.request.claim is None or not self.request.claim.keeps:
+            self.stop(Ending.CLIENT_DISCONNECT)
 
     def at_ms(self, monotonic_s: float) -> int:
         """A moment of this request in ms since the epoch, counted from its start, so that its times never

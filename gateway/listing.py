@@ -19,13 +19,13 @@ from gateway.billing_client import BillingClient
 from gateway.catalogue.entries import Model
 from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
-from gateway.edge.client import opaque_instance
 from gateway.errors import (
     InvalidRequest,
     RouteNotFound,
     UsageUnavailable,
 )
 from gateway.readiness import Readiness
+from gateway.receipts import find_receipt
 
 REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")
 # The filters that a tenant may use on its capacity, and how long each may be.
@@ -42,23 +42,13 @@ CAPACITY_FIELDS = (
     "shortfall",
     "missing",
 )
-# What a tenant may see of a receipt; its instance is shown as in `x-taas-instance`.
-RECEIPT_FIELDS = frozenset(
-    {
-        "request_id", "state", "kind", "tenant", "project", "key_id", "model", "route", "stream", "class",
-        "contract", "weights", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending",
-        "usage_source", "anomaly", "produced", "delivered", "billed", "absorbed", "units_mu", "decision",
-        "http_status", "ignored", "line", "parts", "pricing", "price", "amount", "currency",
-    }
-)  # fmt: skip
 
 
 def listing_router(
-    catalogue: Catalogue, clock: Clock, readiness: Readiness, admin_url: str, service_key: str
+    catalogue: Catalogue, clock: Clock, readiness: Readiness, billing: BillingClient
 ) -> APIRouter:
     """Routes of one process. Errors are GatewayErrors, which the app puts into the caller's dialect."""
     router = APIRouter()
-    billing = BillingClient(admin_url, service_key)
 
     async def caller_of(request: Request) -> Caller:
         return await authenticate(request.scope["headers"], catalogue, clock.at_ms(time.monotonic()))
@@ -112,15 +102,10 @@ def _add_usage_routes(
         caller = await caller_of(request)
         if not REQUEST_ID.fullmatch(request_id):
             raise RouteNotFound("There is no such request.")
-        try:
-            found = await billing.get(f"/admin/v1/requests/{request_id}", {"tenant": caller.tenant.tenant})
-        except httpx.HTTPError as exc:
-            raise UsageUnavailable from exc
-        if found.status_code == 404:
+        receipt = await find_receipt(billing, request_id, caller.tenant.tenant)
+        if receipt is None:
             raise RouteNotFound("There is no such request.")
-        if found.status_code != 200:
-            raise UsageUnavailable
-        return JSONResponse(tenants_view(found.json()))
+        return JSONResponse(receipt)
 
     @router.get("/v1/usage/me", summary="What you have used and may use", tags=["usage"])
     async def show_own_usage(request: Request) -> Response:
@@ -153,14 +138,6 @@ def _add_usage_routes(
         if found.status_code != 200:
             raise UsageUnavailable
         return JSONResponse(tenants_capacity(found.json()))
-
-
-def tenants_view(receipt: dict[str, Any]) -> dict[str, Any]:
-    """A receipt without the names of our machines and processes; the instance as in `x-taas-instance`."""
-    shown = {name: value for name, value in receipt.items() if name in RECEIPT_FIELDS}
-    if isinstance(receipt.get("instance"), str):
-        shown["instance"] = opaque_instance(receipt["instance"]).decode()
-    return shown
 
 
 def tenants_capacity(report: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ PUBLIC_FOR_GATEWAY = ("billing.wire", "billing.cell")
 # What each room may import of the others in its package. A room never imports a stage of the request's way,
 # nor what puts all together.
 VALUES = {
-    "gateway": ("errors", "request", "clock", "settings", "lifecycle"),
+    "gateway": ("errors", "error_form", "request", "clock", "settings", "lifecycle"),
     "billing": ("wire", "schema", "refusals", "findings", "page", "leadership", "settings", "moments"),
 }
 ROOMS: dict[str, dict[str, tuple[str, ...]]] = {

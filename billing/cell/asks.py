@@ -156,3 +156,26 @@ class BudgetFigures(TypedDict):
     budgets: list[BudgetFigure]
     all: bool
     recorded: list[str]
+
+
+class IdempotencyAsk(TypedDict):
+    """A request under an Idempotency-Key. `fingerprint`: of its route and body. `keys_max`: how many new keys
+    its tenant may use in a day (UTC).
+    """
+
+    request_id: str
+    fingerprint: str
+    cell: str
+    gateway: str
+    keys_max: int
+
+
+class IdempotencyEnd(TypedDict):
+    """How the request ended that its key is bound to; without `ended` the key becomes free. `answer_ms`: how
+    long its answer is stored; `bytes_max`: how many bytes of answers of the tenant are stored in a day.
+    """
+
+    request_id: str
+    ended: NotRequired[str]
+    answer_ms: NotRequired[int]
+    bytes_max: NotRequired[int]

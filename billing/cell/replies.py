@@ -338,3 +338,62 @@ def parse_budget_hold(raw: Sequence[Any]) -> BudgetHeld | BudgetFull | BudgetUnk
     if status in {"used_up", "busy"}:
         return BudgetFull(now_ms, _text(raw[2]), int(raw[3]) or None, status == "busy")
     return BudgetUnknown(now_ms) if status == "unknown" else BudgetHeld(now_ms)
+
+
+class KeyClaimed(Value, frozen=True):
+    """The request is the first one under its Idempotency-Key."""
+
+    now_ms: int
+
+
+class KeyRunning(Value, frozen=True):
+    """Nothing is known yet of the end of the first request. `since_ms`: when it came."""
+
+    now_ms: int
+    request_id: str
+    cell: str
+    gateway: str
+    since_ms: int
+
+
+class KeyEnded(Value, frozen=True):
+    """How the first request ended, in its gateway's words (JSON), and its answer; empty if none is stored."""
+
+    now_ms: int
+    request_id: str
+    ended: bytes
+    answer: bytes
+
+
+class KeyOfAnother(Value, frozen=True):
+    """The first request under this key asked for something else."""
+
+    now_ms: int
+    request_id: str
+
+
+class TooManyKeys(Value, frozen=True):
+    """The tenant has used as many new keys today as it may."""
+
+    now_ms: int
+    retry_after_ms: int
+
+
+ClaimReply: TypeAlias = KeyClaimed | KeyRunning | KeyEnded | KeyOfAnother | TooManyKeys
+
+
+def parse_idempotency_claim(raw: Sequence[Any]) -> ClaimReply:
+    """Read the reply of `idempotency_claim`. Its answer is bytes: the client must not decode replies."""
+    status, now_ms = _text(raw[0]), int(raw[1])
+    if status == "claimed":
+        return KeyClaimed(now_ms)
+    if status == "running":
+        request_id, cell, gateway = map(_text, raw[2:5])
+        return KeyRunning(now_ms, request_id, cell, gateway, int(raw[5]))
+    if status == "ended":
+        return KeyEnded(now_ms, _text(raw[2]), raw[3], raw[4])
+    if status == "other":
+        return KeyOfAnother(now_ms, _text(raw[2]))
+    if status == "too_many":
+        return TooManyKeys(now_ms, int(raw[2]))
+    raise ReplyError(f"idempotency_claim answered {status!r}")

@@ -1,4 +1,4 @@
-"""The scripts of a cell, and those of budgets, as Redis commands. It owns how their texts are put together;
+"""The scripts of a cell, and those of a tenant, as Redis commands. It owns how their texts are put together;
 it opens no connection.
 
 They are the functions of one library. A command is a complete `FCALL …` for any client; if the server does
@@ -24,6 +24,8 @@ from billing.cell.asks import (
     CheckpointAsk,
     ContractRaise,
     GrantAsk,
+    IdempotencyAsk,
+    IdempotencyEnd,
     LeaveAsk,
     ReapAsk,
     RebuildAsk,
@@ -47,8 +49,8 @@ _FOLDER: Final = Path(__file__).parent / "lua"
 # returns such a table, or it is a script: then it returns the function that is called.
 _NEEDS: Final = re.compile(r"^local ([\w,\s]+?) = \.\.\.$", re.MULTILINE)
 SCRIPTS: Final = ("reserve", "settle", "checkpoint", "leave", "grant", "refuse", "reap", "rebuild")
-# Not of a cell: a tenant's budgets hold for all of its requests.
-BUDGET_SCRIPTS: Final = ("budget_hold", "budget_publish")
+# Not of a cell: a tenant's budgets and its Idempotency-Keys hold for all of its requests.
+TENANT_SCRIPTS: Final = ("budget_hold", "budget_publish", "idempotency_claim", "idempotency_end")
 # A table that is made here and not in a file.
 _FIELDS: Final = "fields"
 
@@ -135,12 +137,12 @@ class Library:
 def library() -> Library:
     """Each file is run once, when the library is loaded, with the tables that it needs."""
     parts: dict[str, str] = {}
-    for name in (*SCRIPTS, *BUDGET_SCRIPTS):
+    for name in (*SCRIPTS, *TENANT_SCRIPTS):
         _add(name, parts)
     body = "\n".join(f"local {name} = {text}" for name, text in parts.items())
     version = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()[:16]
     library_name = LIBRARY_PREFIX + version
-    functions = {name: f"{library_name}_{name}" for name in (*SCRIPTS, *BUDGET_SCRIPTS)}
+    functions = {name: f"{library_name}_{name}" for name in (*SCRIPTS, *TENANT_SCRIPTS)}
     registered = "\n".join(
         [
             *(
@@ -148,7 +150,7 @@ def library() -> Library:
                 f"  cell.enter(keys[1])\n  return {name}(keys, args)\nend)"
                 for name in SCRIPTS
             ),
-            *(f"redis.register_function('{functions[name]}', {name})" for name in BUDGET_SCRIPTS),
+            *(f"redis.register_function('{functions[name]}', {name})" for name in TENANT_SCRIPTS),
         ]
     )
     return Library(library_name, f"#!lua name={library_name}\n{body}\n{registered}\n", functions)
@@ -388,3 +390,16 @@ def budget_hold_call(
 def budget_publish_call(tenant: str, figures: BudgetFigures) -> Command:
     """Write what the ledger says of a tenant's budgets."""
     return call("budget_publish", redis_keys.budget_keys(tenant), orjson.dumps(figures))
+
+
+def idempotency_claim_call(tenant: str, key_hash: str, ask: IdempotencyAsk) -> Command:
+    """Bind the tenant's Idempotency-Key to this request, unless it is bound already."""
+    return call("idempotency_claim", redis_keys.idempotency_keys(tenant, key_hash), orjson.dumps(ask))
+
+
+def idempotency_end_call(tenant: str, key_hash: str, end: IdempotencyEnd, answer: bytes = b"") -> Command:
+    """Record how the request ended to which the key is bound, with its answer if that is stored; or free the
+    key.
+    """
+    keys = redis_keys.idempotency_keys(tenant, key_hash)
+    return call("idempotency_end", keys, orjson.dumps(end), answer)

@@ -158,3 +158,11 @@ def intact(cell: str) -> str:
 def budget_keys(tenant_id: str) -> tuple[str, str]:
     """A tenant's budgets, and what its requests hold of them (two hashes with one hash tag)."""
     return f"{{b:{tenant_id}}}:budgets", f"{{b:{tenant_id}}}:held"
+
+
+def idempotency_keys(tenant_id: str, key_hash: str) -> tuple[str, str, str]:
+    """What an Idempotency-Key of a tenant is bound to, the stored answer, and how much of both the tenant has
+    used today. `key_hash`: the SHA-256 of the Idempotency-Key in hex.
+    """
+    tag = f"{{i:{tenant_id}}}"
+    return f"{tag}:k:{key_hash}", f"{tag}:a:{key_hash}", f"{tag}:used"

@@ -101,7 +101,9 @@ class Price:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """Who is billed. `budgets`: its own, and those of its projects and keys."""
+    """Who is billed. `budgets`: its own, and those of its projects and keys. `retain_answers_s`: how long the
+    answers to its requests with an Idempotency-Key are stored; 0: they are not.
+    """
 
     tenant: str
     kind: str
@@ -111,6 +113,7 @@ class Tenant:
     weight: int
     limits: LimitTable
     budgets: tuple[BudgetOf, ...] = ()
+    retain_answers_s: int = 0
 
     @classmethod
     def read(cls, raw: bytes) -> "Tenant":
@@ -133,6 +136,7 @@ class Tenant:
                     BudgetOf(each["budget"], each["project"], each["key_id"])
                     for each in entry.get("budgets") or ()
                 ),
+                retain_answers_s=int(entry.get("retain_answers_s") or 0),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("tenant entry") from exc

@@ -13,7 +13,8 @@ from functools import lru_cache
 from os import urandom
 from typing import Protocol
 
-from gateway.errors import GatewayError, error_body, error_event, error_headers
+from gateway.error_form import error_body, error_event, error_headers
+from gateway.errors import GatewayError
 from gateway.request import AnswerForm, Dialect, RouteSpec
 
 Headers = list[tuple[bytes, bytes]]
@@ -96,14 +97,15 @@ class Client:
     """
 
     __slots__ = (
-        "_ended", "_last", "_route", "_started_at", "connection", "headers", "instance", "request_id",
-        "rounds_silent", "started",
+        "_ended", "_last", "_route", "_started_at", "_write", "connection", "headers", "instance",
+        "request_id", "rounds_silent", "started",
     )  # fmt: skip
 
     def __init__(
         self, connection: ClientConnection, route: RouteSpec, request_id: str, started_at: float
     ) -> None:
         self.connection = connection
+        self._write = connection.write
         self._route = route
         self._started_at = started_at
         self.request_id = request_id
@@ -120,20 +122,43 @@ class Client:
         """Whether a piece of the answer has been sent."""
         return bool(self._last)
 
+    def copy_to(self, take: Callable[[bytes, bool], None]) -> None:
+        """From now on `take` gets each piece of the answer, and whether more follows, before the caller does.
+        Heartbeats are no part of the answer.
+        """
+        write = self._write
+
+        def both(piece: bytes, *, more: bool) -> None:
+            take(piece, more)
+            write(piece, more=more)
+
+        self._write = both
+
+    def replay(self, status: int, answer: bytes, headers: Headers, *, stream: bool) -> None:
+        """Send an answer that was sent before."""
+        self._ended = True
+        if stream:
+            headers = _STREAM_HEADERS + headers
+        else:
+            length = (b"content-length", b"%d" % len(answer))
+            headers = [(b"content-type", b"application/json"), length, *headers]
+        self._start(status, headers)
+        self._write(answer, more=False)
+
     def send(self, piece: bytes) -> None:
         """Send a piece of a stream. The first piece sends the head, too."""
         if not self.started:
             self._start(200, _STREAM_HEADERS)
         self._last = piece
         self.rounds_silent = 0
-        self.connection.write(piece, more=True)
+        self._write(piece, more=True)
 
     def end(self, piece: bytes) -> None:
         """The last piece of a stream."""
         if not self.started:
             self._start(200, _STREAM_HEADERS)
         self._ended = True
-        self.connection.write(piece, more=False)
+        self._write(piece, more=False)
 
     def heartbeat(self) -> None:
         """Send something that clients do not take for a piece of the stream.
@@ -154,7 +179,7 @@ class Client:
         self._start(
             200, [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
         )
-        self.connection.write(answer, more=False)
+        self._write(answer, more=False)
 
     def end_with_error(self, error: GatewayError) -> None:
         """End a stream that has started with one error event, so that the end does not look like success."""
@@ -171,7 +196,7 @@ class Client:
         self._ended = True
         body = error_body(error, self._route.dialect, self.request_id)
         self._start(error.status, [*error_headers(error), (b"content-length", str(len(body)).encode())])
-        self.connection.write(body, more=False)
+        self._write(body, more=False)
 
     def _start(self, status: int, headers: Headers, *, names_instance: bool = True) -> None:
         self.started = True

@@ -14,7 +14,8 @@ from typing import Any
 from billing.wire.routes import dialect_of_path
 from gateway.edge.client import id_headers, new_request_id
 from gateway.edge.wire import READ_BYTES_MAX, Wire
-from gateway.errors import InternalError, error_body, error_headers
+from gateway.error_form import error_body, error_headers
+from gateway.errors import InternalError
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ import httptools
 
 from billing.wire.routes import dialect_of_path
 from gateway.edge.client import id_headers, new_request_id
-from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, error_body, error_headers
+from gateway.error_form import error_body, error_headers
+from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed
 
 HEAD_BYTES_MAX = 32 * 1024
 HEADERS_MAX = 100

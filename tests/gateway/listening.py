@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from gateway.body import read_body
-from gateway.errors import GatewayError, error_body, error_headers
+from gateway.error_form import error_body, error_headers
+from gateway.errors import GatewayError
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
 from gateway.process.serve import GatewayServer, make_server

@@ -12,8 +12,10 @@ import pytest
 
 import gateway.errors
 from billing.wire.ending import Ending
+from gateway.error_form import error_body, error_event, error_headers
 from gateway.errors import (
     RETRY_AFTER_MS_MAX,
+    AlreadyDone,
     AuthenticationFailed,
     BatchUnavailable,
     BodyTooLarge,
@@ -25,6 +27,8 @@ from gateway.errors import (
     EngineFailed,
     EngineRefused,
     GatewayError,
+    IdempotencyConflict,
+    IdempotencyKeyReused,
     InstancesBusy,
     InternalError,
     InvalidJson,
@@ -34,6 +38,7 @@ from gateway.errors import (
     ModelRouteUnsupported,
     NoContractHere,
     NoInstance,
+    OutcomeUnknown,
     Overloaded,
     PermissionDenied,
     QuotaExceeded,
@@ -47,9 +52,6 @@ from gateway.errors import (
     UnsupportedParameter,
     UpstreamProtocolError,
     UsageUnavailable,
-    error_body,
-    error_event,
-    error_headers,
 )
 from gateway.request import Dialect, Route
 from gateway.routes import ROUTES
@@ -63,6 +65,10 @@ EVERY: list[tuple[GatewayError, int, str]] = [
     (ContextLengthExceeded(2048, 5000, "max_tokens"), 400, "context_length_exceeded"),
     (NoContractHere(), 400, "no_contract"),
     (EngineRefused("x"), 400, "engine_refused"),
+    (IdempotencyKeyReused(), 422, "idempotency_key_reused"),
+    (IdempotencyConflict(), 409, "idempotency_key_in_use"),
+    (AlreadyDone({"request_id": "req_1"}), 409, "idempotency_request_done"),
+    (OutcomeUnknown("req_1"), 409, "idempotency_outcome_unknown"),
     (BodyTooLarge(5), 413, "body_too_large"),
     (UnsupportedContentEncoding(), 415, "unsupported_content_encoding"),
     (RequestTimeout(), 408, "request_timeout"),
@@ -118,7 +124,8 @@ def test_every_error_is_written_in_openais_form(error: GatewayError, status: int
     assert error.status == status
     body = orjson.loads(error_body(error, Dialect.OPENAI, "req_1"))
     assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
+    receipt = set() if error.receipt is None else {"receipt"}
+    assert set(body["error"]) == {"message", "type", "param", "code"} | receipt
     assert (body["error"]["code"], body["error"]["param"]) == (code, error.param)
     assert body["error"]["message"] == str(error)
 
@@ -129,7 +136,8 @@ def test_every_error_is_written_in_anthropics_form(error: GatewayError, status: 
     assert set(body) == {"type", "error", "request_id"}
     assert (body["type"], body["request_id"]) == ("error", "req_1")
     assert body["error"]["type"] in ANTHROPIC_TYPES
-    assert body["error"]["details"] == {"error_code": code}
+    receipt = {} if error.receipt is None else {"receipt": error.receipt}
+    assert body["error"]["details"] == {"error_code": code, **receipt}
 
 
 def test_a_refused_key_is_told_the_same_whatever_the_reason() -> None:

@@ -20,13 +20,15 @@ from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGatewa
 BODY = {"model": MODEL, "stream": True, "ignore_eos": True, "max_tokens": 40}
 
 
-def ask(gateway: GatewayProcess, key: str, prompt: str) -> threading.Thread:
+def ask(
+    gateway: GatewayProcess, key: str, prompt: str, headers: dict[str, str] | None = None
+) -> threading.Thread:
     """A caller in the background that does not mind being cut off."""
 
     def run() -> None:
         with contextlib.suppress(httpx.TransportError), gateway.client(key) as client:
             body = BODY | {"messages": [{"role": "user", "content": prompt}]}
-            with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as answer:
                 for _ in answer.iter_bytes():
                     pass
 

@@ -2,7 +2,7 @@
 
 from billing.api.usage_answers import ReceiptAnswer
 from gateway.edge.client import opaque_instance
-from gateway.listing import RECEIPT_FIELDS, tenants_view
+from gateway.receipts import RECEIPT_FIELDS, tenants_view
 
 
 def test_a_receipt_names_none_of_our_machines() -> None:

@@ -44,7 +44,7 @@ def test_every_file_is_part_of_the_library() -> None:
 def test_functions_are_named_after_the_whole_text() -> None:
     """So that gateways of two versions each call their own."""
     names = scripts.library().functions
-    assert set(names) == {*scripts.SCRIPTS, *scripts.BUDGET_SCRIPTS}
+    assert set(names) == {*scripts.SCRIPTS, *scripts.TENANT_SCRIPTS}
     versions = {name.removesuffix(f"_{script}") for script, name in names.items()}
     [version] = versions
     assert scripts.library().text.startswith(f"#!lua name={version}\n")

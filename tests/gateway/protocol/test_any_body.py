@@ -8,7 +8,8 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import GatewayError, error_body, error_headers
+from gateway.error_form import error_body, error_headers
+from gateway.errors import GatewayError
 from gateway.protocol import (
     chat,
     check_against_model,

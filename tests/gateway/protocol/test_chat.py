@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.errors import error_body
+from gateway.error_form import error_body
 from gateway.protocol.chat import MESSAGES_MAX
 from gateway.protocol.sampling import CHOICES_MAX, LOGIT_BIAS_MAX, STOP_CHARS_MAX, STOP_STRINGS_MAX
 from gateway.protocol.tools import TOOLS_MAX

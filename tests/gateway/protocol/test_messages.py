@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.errors import error_body
+from gateway.error_form import error_body
 from gateway.protocol.messages import MESSAGES_MAX
 from gateway.protocol.sampling import STOP_STRINGS_MAX
 from gateway.request import Dialect, Route

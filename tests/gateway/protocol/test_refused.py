@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.errors import error_body
+from gateway.error_form import error_body
 from gateway.protocol import check_against_model, refused
 from gateway.protocol.refused import REFUSED
 from gateway.request import Dialect, Route

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from billing.wire.usage_event import CapacityClass
-from gateway.errors import error_body
+from gateway.error_form import error_body
 from gateway.protocol import used_tier
 from gateway.protocol.tier import anthropic_tier
 from gateway.request import Dialect, Route, ServiceTier

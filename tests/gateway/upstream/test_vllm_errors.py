@@ -5,14 +5,8 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.errors import (
-    ContextLengthExceeded,
-    EngineFailed,
-    EngineRefused,
-    GatewayError,
-    Overloaded,
-    error_body,
-)
+from gateway.error_form import error_body
+from gateway.errors import ContextLengthExceeded, EngineFailed, EngineRefused, GatewayError, Overloaded
 from gateway.request import Dialect, Route
 from gateway.routes import ROUTES
 from gateway.upstream.vllm_errors import translate_engine_error, translate_stream_error
