@@ -54,6 +54,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "audit": ("catalogue", "ledger", "fleet", "usage"),
         "contracts": ("catalogue", "cell", "ledger"),
         "reclaims": ("catalogue", "contracts", "fleet", "ledger"),
+        "economics": ("catalogue", "contracts", "ledger", "reclaims"),
         "allocator": ("catalogue", "cell", "contracts", "fleet", "usage", "metrics"),
         "batch": ("ledger", "batches", "database"),
         "autoscaling": ("catalogue", "contracts", "allocator", "fleet"),
@@ -62,6 +63,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
             "catalogue",
             "contracts",
             "reclaims",
+            "economics",
             "allocator",
             "ledger",
             "fleet",
@@ -86,7 +88,8 @@ PURE = (
     "serving.calibration.mixes",
     "billing.allocator.shares", "billing.allocator.minutes", "gateway.stream.continuation",
     "billing.contracts.terms", "billing.contracts.timeline", "billing.contracts.position",
-    "billing.contracts.quote", "billing.autoscaling.decide",
+    "billing.contracts.quote", "billing.autoscaling.decide", "billing.economics.months",
+    "billing.economics.shown",
 )  # fmt: skip
 DOES_IO = {
     "redis", "hiredis", "httpx", "httptools", "sqlalchemy", "psycopg", "alembic", "socket", "asyncio",

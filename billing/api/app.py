@@ -22,6 +22,7 @@ from billing.api import (
     cost_prices,
     docs,
     document,
+    economics,
     errors,
     evidence,
     health,
@@ -30,6 +31,7 @@ from billing.api import (
     keys,
     launches,
     limits,
+    machines,
     models,
     plan,
     pools,
@@ -58,6 +60,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     budgets.router, models.router, instances.router, prices.router, cost_prices.router, usage.router,
     requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router,
     capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
+    machines.router, economics.router,
     launches.router,
     autoscaling.router, batches.router,
 )  # fmt: skip

@@ -30,7 +30,7 @@ _DIGITS_MAX: Final = 24
 _SPAN: Final = r"^\+[0-9]{1,6}(s|min|h|d|w|mo|y)$"
 
 
-def _thousandths(given: object) -> object:
+def thousandths(given: object) -> object:
     """A decimal string or a number, times 1000, as a whole number."""
     if isinstance(given, bool) or not isinstance(given, str | int | float):
         raise ValueError("a decimal string or a number with at most three decimals")
@@ -63,25 +63,25 @@ _DECIMAL: Final = {"anyOf": [{"type": "number", "minimum": 0}, _DECIMAL_TEXT]}
 _PART: Final = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, _DECIMAL_TEXT]}
 UnitsPerSecond = Annotated[
     int,
-    BeforeValidator(_thousandths),
+    BeforeValidator(thousandths),
     WithJsonSchema(_DECIMAL | {"description": "Units per second, with at most three decimals."}),
 ]
 Part = Annotated[
     int,
-    BeforeValidator(_thousandths),
+    BeforeValidator(thousandths),
     WithJsonSchema(_PART | {"description": "A part of one, such as 0.2, with at most three decimals."}),
 ]
 # A pool with a headroom of 1 has nothing to sell.
 _BELOW_ONE: Final = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, _DECIMAL_TEXT]}
 Headroom = Annotated[
     int,
-    BeforeValidator(_thousandths),
+    BeforeValidator(thousandths),
     WithJsonSchema(_BELOW_ONE | {"description": "A part of the capacity that stays free, such as 0.1."}),
 ]
 # As ms.
 Seconds = Annotated[
     int,
-    BeforeValidator(_thousandths),
+    BeforeValidator(thousandths),
     WithJsonSchema(_DECIMAL | {"description": "With at most three decimals."}),
 ]
 # A moment, or a span that counts from the start of the request's period.

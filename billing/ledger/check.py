@@ -47,7 +47,8 @@ select coalesce(s.tenant, h.tenant) || ' ' || coalesce(s.hour, h.hour) as id
 from (
   select e.tenant, e.ended_ms / {HOUR_MS} as hour, sum(e.billed_prompt) as billed_prompt,
     sum(e.billed_output) as billed_output, sum(e.absorbed_prompt) as absorbed_prompt,
-    sum(e.absorbed_output) as absorbed_output, sum(coalesce(r.amount_picousd, 0)) as amount_picousd
+    sum(e.absorbed_output) as absorbed_output, sum(e.units_mu) as units_mu,
+    sum(coalesce(r.amount_picousd, 0)) as amount_picousd
   from usage_event e
   join ledger_transaction t on t.request_id = e.request_id
     and not exists (select from ledger_transaction c where c.corrects = t.transaction_id)
@@ -58,11 +59,12 @@ from (
 full join (
   select tenant, hour, sum(billed_prompt) as billed_prompt, sum(billed_output) as billed_output,
     sum(absorbed_prompt) as absorbed_prompt, sum(absorbed_output) as absorbed_output,
-    sum(amount_picousd) as amount_picousd
+    sum(units_mu) as units_mu, sum(amount_picousd) as amount_picousd
   from usage_hour group by tenant, hour
 ) h on s.tenant = h.tenant and s.hour = h.hour
-where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output, s.amount_picousd)
-  is distinct from (h.billed_prompt, h.billed_output, h.absorbed_prompt, h.absorbed_output, h.amount_picousd)
+where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output, s.units_mu, s.amount_picousd)
+  is distinct from (h.billed_prompt, h.billed_output, h.absorbed_prompt, h.absorbed_output, h.units_mu,
+    h.amount_picousd)
 """  # noqa: S608 (constants)
 _CHECKS: Final = (
     (FindingKind.LEDGER_UNBALANCED, "ledger transactions whose postings do not sum to zero", _UNBALANCED),

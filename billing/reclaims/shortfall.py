@@ -122,7 +122,7 @@ def _cut_over_time(
     then.
     """
     sizes = [*pools.past(connection, position.pool), (until_ms, pools.find(connection, position.pool))]
-    measured = _measured(connection, position.pool)
+    measured = measured_over_time(connection, position.pool)
     edges = {ends_ms for ends_ms, _ in sizes} | {starts_ms for starts_ms, _ in measured}
     moments = [
         from_ms,
@@ -144,7 +144,7 @@ def _cut_over_time(
     return cut
 
 
-def _measured(connection: Connection, pool: str) -> list[tuple[int, int]]:
+def measured_over_time(connection: Connection, pool: str) -> list[tuple[int, int]]:
     """What one instance could do, from each moment on. The first measurement is assumed to have held before
     as well.
     """

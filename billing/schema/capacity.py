@@ -18,6 +18,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    Numeric,
     Table,
     Text,
     text,
@@ -84,6 +85,26 @@ pool_past = Table(
     Column("instances", Integer, nullable=False),
     Column("headroom_permille", Integer, nullable=False),
     Column("set_aside_mu_s", BigInteger, nullable=False),
+)
+
+# What each machine of a pool costs an hour, all in, draws (`watts`, and the overhead of its building as a
+# factor) and has, and the use of those that no reclaim has, from a moment on; of two from the same moment the
+# later entry holds. Null: not known; of the use: as the visibility of the pool's models says. Append-only.
+machine_terms = Table(
+    "machine_terms",
+    metadata,
+    Column("entry", BigInteger, Identity(always=True), primary_key=True),
+    Column("pool", Text, nullable=False, index=True),
+    Column("from_ms", BigInteger, nullable=False),
+    Column("cost_picousd_hour", Numeric(38, 0)),
+    Column("watts", BigInteger),
+    Column("overhead_permille", Integer, nullable=False, server_default="1000"),
+    Column("gpus", Integer),
+    Column("use", Text),
+    Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
+    CheckConstraint("least(cost_picousd_hour, watts, gpus) >= 0", name="not_negative"),
+    CheckConstraint("overhead_permille >= 1000", name="overhead"),
+    CheckConstraint("use in ('external', 'internal', 'research', 'recsys', 'idle')", name="use"),
 )
 
 # One measurement of one instance; the newest of a pool holds. `sequences`: in flight at most while the

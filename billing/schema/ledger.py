@@ -157,7 +157,7 @@ usage_hour = Table(
         Column(name, BigInteger, nullable=False)
         for name in (
             "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
-            "absorbed_output",
+            "absorbed_output", "units_mu",
         )
     ),
     Column("amount_picousd", Numeric(38, 0), nullable=False),

@@ -1,0 +1,114 @@
+"""The answers about machines and what they earn."""
+
+from pydantic import Field
+
+from billing.api.answer import Answer, Decimal, Usd, Utc
+from billing.reclaims.store import Use
+
+
+class MachineTermsAnswer(Answer):
+    """Of each machine of a pool from then on. Null: not known; `use`: as its models' visibility says. `kw`
+    without the overhead, which is a factor.
+    """
+
+    entry: int
+    pool: str
+    from_: Utc = Field(alias="from")
+    usd_per_hour: Usd | None
+    kw: Decimal | None
+    overhead: Decimal
+    gpus: int | None
+    use: Use | None
+    created: Utc
+
+
+class UnitHours(Answer):
+    """`sold` + `lent` + `idle` + `other` = `calibrated`. `sold`: what contracts hold and others do not use,
+    and what requests without a contract use. `lent`: what contracts hold and others use. `other`: of machines
+    in other use. `used`: the work of requests.
+    """
+
+    calibrated: Decimal
+    sold: Decimal
+    lent: Decimal
+    idle: Decimal
+    other: Decimal
+    used: Decimal
+
+
+class Commitment(Answer):
+    """Of contracts, in unit-hours. Null: no contract, or no evidence of what was used."""
+
+    total_commitment: Decimal | None
+    used_commitment: Decimal | None
+    unused_commitment: Decimal | None
+    short_commitment: Decimal | None
+    utilization_percentage: Decimal | None
+
+
+class PerUnit(Answer):
+    """What our own machines earn and cost for each; null while a part of it is not known."""
+
+    revenue: Usd | None
+    cost: Usd | None
+    margin: Usd | None
+
+
+class UnknownFigures(Answer):
+    """What is in no sum: time of machines without that figure, requests whose cost or price is not known."""
+
+    cost_machine_hours: Decimal
+    gpus_machine_hours: Decimal
+    power_machine_hours: Decimal
+    capacity_machine_hours: Decimal
+    cost_requests: int
+    price_requests: int
+
+
+class EconomicsTotal(Answer):
+    """The sum of all lines. `revenue` is that of tokens and of capacity, less `credits`. Null: nothing of it
+    is known.
+    """
+
+    revenue: Usd
+    revenue_tokens: Usd
+    revenue_capacity: Usd
+    credits: Usd
+    cost: Usd | None
+    cost_machines: Usd | None
+    cost_providers: Usd | None
+    cost_makers: Usd
+    margin: Usd | None
+    machine_hours: Decimal
+    gpu_hours: Decimal | None
+    kwh: Decimal | None
+    unit_hours: UnitHours
+    commitment: Commitment
+    economic_utilization_percentage: Decimal | None
+    per_gpu_hour: PerUnit
+    per_kwh: PerUnit
+    per_mw_year: PerUnit
+    unknown: UnknownFigures
+
+
+class EconomicsLine(EconomicsTotal):
+    """One group. It has the names by which lines are grouped; null: no model, no contract."""
+
+    quarter: str | None = None
+    month: str | None = None
+    use: Use | None = None
+    pool: str | None = None
+    model: str | None = None
+    contract: str | None = None
+
+
+class EconomicsAnswer(Answer):
+    """[from, until) in groups, and in all."""
+
+    from_: Utc = Field(alias="from")
+    until: Utc
+    by: list[str]
+    currency: str
+    rounding: str
+    lines: list[EconomicsLine]
+    total: EconomicsTotal

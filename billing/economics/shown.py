@@ -1,0 +1,121 @@
+"""The figures of a line for people and programs: decimals, and what follows from sums by division. Pure.
+
+Money is exact. Hours, kWh and what was divided are rounded to six decimals, percent to two, half to even.
+"""
+
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from fractions import Fraction
+from typing import Any, Final
+
+from billing.catalogue.money import PICOUSD_PER_USD, Money
+from billing.economics.figures import Figures
+
+ROUNDING: Final = (
+    "half to even. The cost of each pool's machines is rounded to pico-dollars once a month and use, and "
+    "divided so that the parts add up. Hours, kWh and quotients have six decimals, percent has two."
+)
+_HOUR_MS: Final = 3_600_000
+_UNIT_HOUR: Final = 1000 * _HOUR_MS
+_MILLIWATT_MS_PER_KWH: Final = 10**6 * _HOUR_MS
+# A MW-year is 365 days of a megawatt.
+_KWH_PER_MW_YEAR: Final = 1000 * 365 * 24
+_DECIMALS: Final = 6
+_EXACT: Final = Context(prec=60, rounding=ROUND_HALF_EVEN)
+
+
+def rounded(value: Fraction | int, decimals: int = _DECIMALS) -> str:
+    """A decimal with at most so many places."""
+    scaled = Decimal(round(Fraction(value) * 10**decimals)).scaleb(-decimals, _EXACT)
+    text = f"{scaled:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def quotient(part: int | None, whole: int | None, decimals: int = _DECIMALS, times: int = 1) -> str | None:
+    """None where one is not known or nothing is divided by."""
+    return None if part is None or not whole else rounded(Fraction(part * times, whole), decimals)
+
+
+def shown(figures: Figures) -> dict[str, Any]:
+    """All of a line but its names."""
+    cost, used_mu = figures.cost, figures.commitment_used_mu
+    used = None if used_mu is None else used_mu * 1000
+    total = figures.commitment_total
+    return {
+        "revenue": _usd(figures.revenue),
+        "revenue_tokens": _usd(figures.revenue_tokens),
+        "revenue_capacity": _usd(figures.revenue_capacity),
+        "credits": _usd(figures.credits),
+        "cost": _usd(cost),
+        "cost_machines": _usd(figures.cost_machines),
+        "cost_providers": _usd(figures.cost_providers),
+        "cost_makers": _usd(figures.cost_makers),
+        "margin": None if cost is None else _usd(figures.revenue - cost),
+        "machine_hours": _hours(figures.machine_ms),
+        "gpu_hours": _hours(figures.gpu_ms),
+        "kwh": quotient(figures.milliwatt_ms, _MILLIWATT_MS_PER_KWH),
+        "unit_hours": {
+            "calibrated": _units(figures.calibrated),
+            "sold": _units(figures.sold),
+            "lent": _units(figures.lent),
+            "idle": _units(figures.idle),
+            "other": _units(figures.other),
+            "used": _units(figures.used_mu * 1000),
+        },
+        "commitment": {
+            "total_commitment": _units(total),
+            "used_commitment": _units(used),
+            "unused_commitment": None if total is None or used is None else _units(total - used),
+            "short_commitment": _units(_mu_ms(figures.commitment_short_mu)),
+            "utilization_percentage": quotient(used, total, 2, 100),
+        },
+        "economic_utilization_percentage": quotient(
+            figures.revenue - figures.revenue_providers, figures.list_picousd, 2, 100
+        ),
+        "per_gpu_hour": _per(figures, figures.gpu_ms, _HOUR_MS, figures.gpus_unknown_ms),
+        "per_kwh": _per(figures, figures.milliwatt_ms, _MILLIWATT_MS_PER_KWH, figures.power_unknown_ms),
+        "per_mw_year": _per(
+            figures, figures.milliwatt_ms, _MILLIWATT_MS_PER_KWH * _KWH_PER_MW_YEAR, figures.power_unknown_ms
+        ),
+        "unknown": {
+            "cost_machine_hours": _hours(figures.cost_unknown_ms),
+            "gpus_machine_hours": _hours(figures.gpus_unknown_ms),
+            "power_machine_hours": _hours(figures.power_unknown_ms),
+            "capacity_machine_hours": _hours(figures.capacity_unknown_ms),
+            "cost_requests": figures.cost_unknown_requests,
+            "price_requests": figures.price_unknown_requests,
+        },
+    }
+
+
+def _per(figures: Figures, amount: int | None, unit: int, unknown_ms: int) -> dict[str, str | None]:
+    """What our own machines earn and cost for each of it; nothing while a part of it is not known."""
+    if unknown_ms:
+        amount = None
+    revenue = figures.revenue - figures.revenue_providers
+    cost = figures.cost_machines
+    if cost is None or figures.cost_unknown_ms:
+        cost = None
+    else:
+        cost += figures.cost_makers
+    times, whole = unit, None if amount is None else amount * PICOUSD_PER_USD
+    return {
+        "revenue": quotient(revenue, whole, times=times),
+        "cost": quotient(cost, whole, times=times),
+        "margin": quotient(None if cost is None else revenue - cost, whole, times=times),
+    }
+
+
+def _usd(picousd: int | None) -> str | None:
+    return None if picousd is None else str(Money(picousd))
+
+
+def _hours(ms: int | None) -> str | None:
+    return quotient(ms, _HOUR_MS)
+
+
+def _units(mu_ms: int | None) -> str | None:
+    return quotient(mu_ms, _UNIT_HOUR)
+
+
+def _mu_ms(mu: int | None) -> int | None:
+    return None if mu is None else mu * 1000

@@ -1,0 +1,156 @@
+"""Economics by the admin API: a month worked out by hand, and what is refused."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, insert
+
+from billing.catalogue.price_book import set_price
+from billing.contracts import lifecycle
+from billing.ledger.entries import ReceivedEvent, record_events
+from billing.schema.capacity import contract_minute
+from billing.wire.usage_event import CapacityClass
+from tests.billing.contracts.selling import DAY, POOL, furnish, take, terms
+from tests.billing.events import event
+
+HOUR = 3_600_000
+PATH = "/admin/v1/economics"
+
+
+def ms(day: str) -> int:
+    return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) * 1000
+
+
+NOVEMBER = {"from": "2025-11-01", "until": "2025-12-01"}
+
+
+@pytest.fixture
+def november(database: Engine, admin: TestClient) -> str:
+    """Two machines of 1,000 units/s, for 4 USD an hour and from the 16th on for 5; one of them is research's
+    from the 21st on. Acme has a contract of 500 units/s from the 15th on, with an hour's evidence, and asks
+    beside it. Returns the contract's id.
+    """
+    with database.begin() as connection:
+        shop = furnish(connection)
+        acme, bolt = shop.tenants["acme"], shop.tenants["bolt"]
+        set_price(connection, POOL, input="2", cached_input="1", output="8", valid_from_ms=0)
+        starts_ms = ms("2025-11-15")
+        draft = lifecycle.draft(
+            connection, terms(acme, 500, starts_ms, starts_ms + 30 * DAY), now_ms=starts_ms
+        )
+        contract = lifecycle.sign(connection, draft.contract_id, now_ms=starts_ms).contract_id
+        take(connection, 1, ms("2025-11-21"), ms("2025-12-02"), state="released")
+        minute = {"assigned_mu": 30_000_000, "borrowed_mu": 0, "refused": 0, "cut_mu": 0, "missing_mu": 0}
+        connection.execute(insert(contract_minute), [
+            {"contract_id": contract, "minute_ms": starts_ms + number * 60_000, "used_mu": 15_000_000,
+             "lent_mu": 3_000_000, **minute}
+            for number in range(60)
+        ])  # fmt: skip
+        shared = {"model": POOL, "pool": POOL}
+        asked = [
+            event("req_a", (1_000_000, 0, 200_000), tenant=acme, contract=contract, started_ms=starts_ms,
+                  class_=CapacityClass.RESERVED, **shared),
+            event("req_b", (640_000, 0, 20_000), tenant=bolt, started_ms=starts_ms + DAY, **shared),
+            event("req_c", (5, 0, 5), tenant=acme, started_ms=ms("2025-12-01"), **shared),
+        ]  # fmt: skip
+        record_events(connection, [ReceivedEvent.read(each.to_json()) for each in asked])
+    for body in (
+        {"from": 0, "usd_per_hour": "4", "kw": "8", "overhead": "1.25", "gpus": 8},
+        {"from": "2025-11-16", "usd_per_hour": "5"},
+    ):
+        assert admin.post("/admin/v1/machines", json={"pool": POOL} | body).status_code == 201
+    return contract
+
+
+def ask(admin: TestClient, **query: Any) -> Any:
+    answer = admin.get(PATH, params=NOVEMBER | query)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_month_by_hand(admin: TestClient, november: str) -> None:
+    """720 hours × 2 machines × 1,000 units/s = 1,440,000 unit-hours.
+
+    Research has one machine for 240 hours: 240,000 unit-hours and 240 × 5 = 1,200 USD. The others cost
+    360 × 2 × 4 = 2,880, then 120 × 2 × 5 = 1,200, then 240 × 5 = 1,200: 5,280 USD for 1,200,000 unit-hours,
+    0.0044 USD each. The contract is 16 days × 24 × 500 = 192,000 unit-hours, so it bears 844.80. In its hour
+    of evidence it was used for 60 × 15,000 units = 250 unit-hours and 50 of it were lent. Acme's request did
+    1,000,000 × 1 + 200,000 × 4 = 1,800,000 units, 500 unit-hours, under the contract, and bolt's 640,000 +
+    20,000 × 4 = 720,000 units, 200 unit-hours: 150 more than was lent. Idle are 1,200,000 − 192,000 − 150.
+    Revenue: 1 × 2 + 0.2 × 8 = 3.60 and 0.64 × 2 + 0.02 × 8 = 1.44 USD: 5.04. That is the list price, 0.0072 a
+    unit-hour; all 1,440,000 would be 10,368 USD, and 5.04 are 0.05 % of that.
+    """
+    report = ask(admin, by="quarter,use")
+    assert [(line["quarter"], line["use"]) for line in report["lines"]] == [
+        ("2025-Q4", "external"), ("2025-Q4", "research")
+    ]  # fmt: skip
+    external, research = report["lines"]
+    total = report["total"]
+    assert (external["cost"], research["cost"], total["cost"]) == ("5280.00", "1200.00", "6480.00")
+    assert (total["revenue"], total["margin"]) == ("5.04", "-6474.96")
+    assert external["unit_hours"] == {
+        "calibrated": "1200000", "sold": "192100", "lent": "50", "idle": "1007850", "other": "0",
+        "used": "700",
+    }  # fmt: skip
+    assert research["unit_hours"]["other"] == research["unit_hours"]["calibrated"] == "240000"
+    assert total["commitment"] == {
+        "total_commitment": "192000", "used_commitment": "250", "unused_commitment": "191750",
+        "short_commitment": "0", "utilization_percentage": "0.13",
+    }  # fmt: skip
+    assert (total["machine_hours"], total["gpu_hours"], total["kwh"]) == ("1440", "11520", "14400")
+    assert total["per_kwh"]["cost"] == "0.45"
+    assert total["economic_utilization_percentage"] == "0.05"
+    by_contract = {line["contract"]: line for line in ask(admin, by="contract")["lines"]}
+    assert (by_contract[november]["cost"], by_contract[november]["revenue"]) == ("844.80", "3.60")
+    by_model = {line["model"]: line for line in ask(admin, by="model,pool")["lines"]}
+    assert by_model[POOL]["revenue"] == "5.04"
+    # 500 + 150 unit-hours × 0.0044.
+    assert by_model[POOL]["cost"] == "2.86"
+    ways = [
+        "", "quarter", "month", "use", "pool", "model", "contract", "month,use,pool,model,contract"
+    ]  # fmt: skip
+    assert all(ask(admin, by=by)["total"] == total for by in ways)
+    assert ask(admin, until="2025-11-01")["lines"] == []
+
+
+def test_the_machines_of_a_pool_have_versions(admin: TestClient, november: str) -> None:
+    newest = admin.post("/admin/v1/machines", json={"pool": POOL, "use": "internal"}).json()
+    assert (newest["usd_per_hour"], newest["kw"], newest["overhead"]) == ("5.00", "8", "1.25")
+    versions = admin.get("/admin/v1/machines", params={"pool": POOL}).json()["data"]
+    assert [each["use"] for each in versions] == [None, None, "internal"]
+    mended = {"pool": POOL, "from": "2025-11-16", "usd_per_hour": "0"}
+    assert admin.post("/admin/v1/machines", json=mended).status_code == 201
+    assert ask(admin)["total"]["cost"] == "2880.00"
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ({"by": "tenant"}, "by"), ({"by": "use,use"}, "by"),
+        ({"from": "2027-01-01", "until": "2026-01-01"}, "from"),
+        ({"from": "1970-01-01"}, "from"), ({"pool": "nothing"}, "pool"), ({"quarter": "1"}, "quarter"),
+    ],
+)  # fmt: skip
+def test_what_is_no_report_is_refused(admin: TestClient, query: dict[str, str], param: str) -> None:
+    answer = admin.get(PATH, params=query)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404 if param == "pool" else 400, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"usd_per_hour": "-1"}, "usd_per_hour"), ({"usd_per_hour": 1.5}, "usd_per_hour"),
+        ({"kw": "-1"}, "kw"), ({"kw": "0.0001"}, "kw"), ({"overhead": "0.9"}, "overhead"),
+        ({"gpus": -1}, "gpus"),
+        ({"use": "sold"}, "use"), ({}, "usd_per_hour"), ({"gpus": 1, "pool": "nothing"}, "pool"),
+    ],
+)  # fmt: skip
+def test_what_machines_cannot_be_is_refused(
+    admin: TestClient, database: Engine, body: dict[str, Any], param: str
+) -> None:
+    with database.begin() as connection:
+        furnish(connection)
+    answer = admin.post("/admin/v1/machines", json={"pool": POOL} | body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404 if param == "pool" else 400, param)
