@@ -28,6 +28,7 @@ class FindingKind(StrEnum):
     LEDGER_INCOMPLETE = "ledger_incomplete"
     LEDGER_MISPRICED = "ledger_mispriced"
     TOTALS_DIFFER = "totals_differ"
+    CHAIN_BROKEN = "chain_broken"
     NOT_FOR_SALE = "not_for_sale"
     CLOCKS_DIFFER = "clocks_differ"
 

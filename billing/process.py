@@ -34,6 +34,7 @@ from billing.fleet.lapsed_instances import forget_lapsed
 from billing.idempotency import forget_old
 from billing.inventory import read_inventory
 from billing.leadership import LeadersRounds
+from billing.ledger.chain import chain_waiting
 from billing.loop import Loop, Seldom
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
@@ -75,6 +76,10 @@ _LEADS_INTERVAL_MS: Final = 5_000
 _INVENTORY_INTERVAL_MS: Final = 9_000
 # Alerts of budgets are sent, and what nobody will record is given back, within this time.
 _BUDGETS_INTERVAL_MS: Final = 5_000
+# What waits to be chained is chained within a few seconds. After an upgrade that is everything; a stop waits
+# for one round.
+_CHAIN_BATCH: Final = 500
+_CHAIN_BATCHES: Final = 20
 # Answers are kept for a day, so one more or less matters little.
 _FORGET_INTERVAL_MS: Final = 600_000
 # Scripts of versions that were replaced take 40 kB each.
@@ -287,7 +292,19 @@ def _loops(
         Loop("autoscaling", autoscaling.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
         Loop("inventory", inventory.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
         _budget_loop(settings, stores, metrics),
+        _chain_loop(stores, metrics),
     ]
+
+
+def _chain_loop(stores: _Stores, metrics: BillingMetrics) -> Loop:
+    def chain() -> None:
+        for _ in range(_CHAIN_BATCHES):
+            with stores.loops_engine.begin() as connection:
+                if not chain_waiting(connection, most=_CHAIN_BATCH):
+                    return
+
+    rounds = LeadersRounds(metrics.shared.leads, chain, interval_ms=_LEADS_INTERVAL_MS)
+    return Loop("chains", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
 
 
 def _budget_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetrics) -> Loop:

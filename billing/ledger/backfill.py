@@ -15,7 +15,9 @@ from billing.catalogue.budgets import of_tenants
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import hold_prices
 from billing.ledger.budget_spent import recount
+from billing.ledger.chain import chain_waiting
 
+_CHAINED_AT_ONCE: Final = 1000
 # The amount of an event `e` at a price `p`, as `Price.amount` has it.
 AMOUNT: Final = """(
   (e.billed_prompt - e.billed_cached - e.billed_written)::numeric * p.input_picousd
@@ -113,6 +115,8 @@ def backfill(connection: Connection, scope: Scope, *, dry_run: bool) -> Sequence
     ]
     if not dry_run and found:
         connection.execute(text(_PRICE), values)
+        while chain_waiting(connection, most=_CHAINED_AT_ONCE, corrections=True):
+            pass
         budgets = of_tenants(connection, {due.tenant_id for due in found})
         recount(connection, [budget for each in budgets.values() for budget in each])
     return found

@@ -1,5 +1,5 @@
 """Checks the ledger: every event has its transaction, every transaction balances, every amount is tokens
-times price, and the running totals are the sums of the events. It corrects nothing.
+times price, the running totals are the sums of the events, and all is as it was chained. It corrects nothing.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from billing.findings import Finding, FindingKind
 from billing.ledger.backfill import AMOUNT, HELD
+from billing.ledger.chain_check import check_chains
 from billing.schema.ledger import HOUR_MS
 
 _IDS_MAX: Final = 20
@@ -104,9 +105,10 @@ _NO_AMOUNT: Final = (
 
 def check_ledger(connection: Connection) -> list[Finding]:
     """Reads every fact, in one snapshot: for an audit that somebody asked for, not for the periodic one."""
-    return [
+    found = [
         finding for kind, message, query in _CHECKS for finding in _found(connection, kind, message, query)
     ]
+    return found + check_chains(connection).findings()
 
 
 def set_aside(connection: Connection) -> list[Finding]:

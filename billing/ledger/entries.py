@@ -7,7 +7,7 @@ its postings and the running totals are written together or not at all.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -22,6 +22,7 @@ from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import Price, PriceBook, Scope, read_price_book
 from billing.ledger.accounts import Account, Posting, check_balanced, posting_row
 from billing.ledger.bulk_insert import insert_rows
+from billing.ledger.chain import ChainedEntry, PriceDigests, add_links, entry_of, lock_heads
 from billing.ledger.line_bill import bill_once
 from billing.ledger.unsaid_provider import with_providers
 from billing.schema.catalogue import api_key_use
@@ -190,7 +191,7 @@ def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> 
     new = [events[request_id] for request_id in sorted(inserted)]
     book = read_price_book(connection, (event.model for event in new))
     priced = tuple(price_event(event, book) for event in new)
-    _write_transactions(connection, priced)
+    _write_transactions(connection, priced, {row["request_id"]: row for row in rows})
     add_totals(connection, new)
     _note_use(connection, new)
     return Recorded(priced, len(again) - len(conflicts), tuple(item.event.request_id for item in conflicts))
@@ -212,26 +213,49 @@ def _record_conflicts(connection: Connection, again: Sequence[ReceivedEvent]) ->
     return conflicts
 
 
-def _write_transactions(connection: Connection, priced: Sequence[RecordedEvent]) -> None:
+def _write_transactions(
+    connection: Connection, priced: Sequence[RecordedEvent], events: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """`events`: the columns of each, by request id."""
     if not priced:
         return
+    heads = lock_heads(connection, [item.event.tenant for item in priced])
     rows = [
         {
             "request_id": item.event.request_id,
             "pricing": item.pricing.value,
             "price_id": item.price.price_id if item.price else None,
+            "chained": True,
         }
         for item in priced
     ]
-    written = insert_rows(connection, ledger_transaction, rows, returning=["request_id", "transaction_id"])
-    ids: dict[str, int] = {row.request_id: row.transaction_id for row in written}
-    lines = [
-        posting_row(ids[item.event.request_id], number, line)
-        for item in priced
-        for number, line in enumerate(postings(item))
-    ]
+    written = insert_rows(
+        connection, ledger_transaction, rows, returning=["request_id", "transaction_id", "recorded_ms"]
+    )
+    made = {row.request_id: (row.transaction_id, row.recorded_ms) for row in written}
+    lines: list[dict[str, object]] = []
+    links: list[ChainedEntry] = []
+    digests = PriceDigests()
+    for item in priced:
+        event = item.event
+        transaction_id, recorded_ms = made[event.request_id]
+        posted = postings(item)
+        lines += [posting_row(transaction_id, number, line) for number, line in enumerate(posted)]
+        links.append(
+            entry_of(
+                events[event.request_id],
+                [(line.account, line.holder, line.amount.picousd) for line in posted],
+                digests.of(item.price),
+                transaction_id=transaction_id,
+                request_id=event.request_id,
+                pricing=item.pricing.value,
+                corrects=False,
+                recorded_ms=recorded_ms,
+            )
+        )
     if lines:
         insert_rows(connection, ledger_posting, lines)
+    add_links(connection, heads, links)
 
 
 def _note_use(connection: Connection, events: Sequence[UsageEvent]) -> None:
@@ -295,4 +319,4 @@ def event_row(event: UsageEvent, digest: str) -> dict[str, Any]:
         row |= {f"{tokens}_{kind}": count for kind, count in row.pop(tokens).items()}
     row |= {name: row.get(name, 0) for name in WRITTEN_COLUMNS}
     row["ignored"] = row["ignored"] or None
-    return row | {"version": EVENT_VERSION, "digest": digest}
+    return row | {"kind": "request", "version": EVENT_VERSION, "digest": digest}

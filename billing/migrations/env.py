@@ -6,6 +6,7 @@ import billing.schema.batches
 import billing.schema.budgets
 import billing.schema.capacity
 import billing.schema.catalogue
+import billing.schema.chain
 import billing.schema.ledger  # noqa: F401
 from billing.schema.metadata import metadata
 

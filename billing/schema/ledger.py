@@ -224,6 +224,8 @@ ledger_transaction = Table(
     Column("price_id", BigInteger, ForeignKey(price.c.price_id)),
     Column("corrects", BigInteger, ForeignKey("ledger_transaction.transaction_id"), unique=True),
     Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
+    # Whether it was put into a chain (`schema.chain`) as it was written; others wait for that.
+    Column("chained", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("pricing in ('priced', 'unpriced', 'quarantined', 'nothing_billed')", name="pricing"),
     CheckConstraint(
         "(kind = 'request') = (request_id is not null) and (kind = 'request') = (pricing is not null) and "

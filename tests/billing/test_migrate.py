@@ -13,6 +13,7 @@ from sqlalchemy import Engine, MetaData, create_engine, select, text
 import billing.schema.batches
 import billing.schema.capacity
 import billing.schema.catalogue
+import billing.schema.chain
 import billing.schema.ledger  # noqa: F401
 from billing.migrate import alembic_config, upgrade
 from billing.schema.metadata import metadata
