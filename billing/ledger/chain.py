@@ -6,10 +6,10 @@ An entry that an earlier version of billing recorded, or one from before there w
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
+from msgspec.structs import replace
 from sqlalchemy import ColumnElement, Connection, delete, literal_column, select, text
 from sqlalchemy.dialects.postgresql import insert
 
@@ -19,6 +19,7 @@ from billing.ledger.chain_entry import NO_HASH, Parts, digest, entry, link, part
 from billing.schema.chain import usage_chain, usage_chain_head, usage_unchained
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import ledger_transaction, usage_event
+from billing.wire.value import Value
 
 # The chain of what no tenant pays.
 HOUSE: Final = ""
@@ -26,8 +27,7 @@ HOUSE: Final = ""
 _OWED: Final = "receivable"
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Value, frozen=True):
     """The last link of a chain; `position` 0: it has none yet."""
 
     position: int
@@ -35,8 +35,7 @@ class Head:
     chained_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChainedEntry:
+class ChainedEntry(Value, frozen=True, kw_only=True):
     """An entry of the ledger, as it is to be chained. `facts`: what `chain_entry.entry` hashes beside the
     parts, but for its place.
     """

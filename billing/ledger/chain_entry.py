@@ -6,13 +6,13 @@ The event has two parts, because a tenant can check its own chain without being 
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
 import orjson
 
 from billing.catalogue.price_book import Price
+from billing.wire.value import Value
 
 # What a tenant sees of its events, and what is ours.
 PUBLIC: Final = (
@@ -37,8 +37,7 @@ _EXACT_MAX: Final = 2**53
 _ANY_NUMBER: Final = ("decision", "provider", "evidence")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class Parts(Value, frozen=True, kw_only=True):
     """Digests (hex) of the parts of an entry; '' of what it does not have."""
 
     event: str
