@@ -36,6 +36,7 @@ from billing.cell.scripts import idempotency_claim_call, idempotency_end_call
 from billing.wire import redis_keys
 from billing.wire.reservation import FIELDS
 from gateway.billing_client import BillingClient
+from gateway.catalogue.entries import Tenant
 from gateway.edge.client import Client
 from gateway.errors import (
     IDEMPOTENCY_KEY,
@@ -184,7 +185,7 @@ class Idempotency:
         if not isinstance(found, KeyClaimed):
             client.headers.append((b"original-request", found.request_id.encode()))
             if isinstance(found, KeyEnded):
-                await self._answer_again(key, found, tenant.tenant, client)
+                await self._answer_again(key, found, tenant, client)
                 return
             raise await self._why_not(found, tenant.tenant)
         claim = Claim(keeps=tenant.retain_answers_s > 0)
@@ -231,7 +232,9 @@ class Idempotency:
             raise QuotaExceeded("idempotency_keys", message, found.retry_after_ms)
         return found
 
-    async def _answer_again(self, key: IdempotencyKey, found: KeyEnded, tenant: str, client: Client) -> None:
+    async def _answer_again(
+        self, key: IdempotencyKey, found: KeyEnded, tenant: Tenant, client: Client
+    ) -> None:
         """Send the answer of the first request once more. Raises AlreadyDone if it is not stored."""
         client.headers.append((b"idempotent-replayed", b"true"))
         ended = orjson.loads(found.ended)
@@ -239,9 +242,12 @@ class Idempotency:
             never = [(b"x-should-retry", b"false")]
             client.replay(ended["status"], ended["error"].encode(), never, stream=False)
             return
-        answer = key.opened(tenant, found.answer) if found.answer else None
+        answer = None
+        # What its tenant no longer wants stored is not given out.
+        if found.answer and tenant.retain_answers_s:
+            answer = key.opened(tenant.tenant, found.answer)
         if answer is None:
-            receipt = await find_receipt(self._billing, found.request_id, tenant)
+            receipt = await find_receipt(self._billing, found.request_id, tenant.tenant)
             raise AlreadyDone(receipt or {"request_id": found.request_id})
         client.replay(200, answer, [], stream=ended["stream"])
 

@@ -25,6 +25,7 @@ class TenantAnswer(Answer):
     redis_down: RedisDown
     weight: int
     time_zone: str
+    retain_answers_s: int
     created_ms: Ms
     updated_ms: Ms
 

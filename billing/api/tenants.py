@@ -23,6 +23,8 @@ router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"], dependencies=[K
 
 
 Weight = Annotated[int, Field(ge=1, le=1000)]
+# As long as an Idempotency-Key is bound to its request.
+RetainAnswers = Annotated[int, Field(ge=0, le=86_400)]
 
 
 class NewTenant(Body):
@@ -42,6 +44,8 @@ class NewTenant(Body):
 class TenantChange(Body):
     """Fields that are not given stay. An archived tenant is refused like a suspended one and is not listed;
     its usage stays. `stop_streams`, with `suspended` or `archived`: also stop its open requests.
+    `retain_answers_s`: how long answers to its requests with an `Idempotency-Key` are stored, to be given
+    again; 0: they are not.
     """
 
     name: TenantName | None = None
@@ -50,6 +54,7 @@ class TenantChange(Body):
     redis_down: RedisDown | None = None
     weight: Weight | None = None
     time_zone: TimeZone | None = None
+    retain_answers_s: RetainAnswers | None = None
     stop_streams: bool = False
 
 
@@ -113,6 +118,7 @@ def change(tenant: NamePath, body: TenantChange, control: Control, response: Res
             redis_down=None if body.redis_down is None else body.redis_down.model_dump(),
             weight=body.weight,
             time_zone=body.time_zone,
+            retain_answers_s=body.retain_answers_s,
         )
         if body.time_zone is not None:
             moved = budgets.move_to_zone(connection, changed.tenant_id, store.now_ms(connection))
@@ -146,6 +152,7 @@ def shown(tenant: Tenant) -> dict[str, Any]:
         "redis_down": tenant.redis_down,
         "weight": tenant.weight,
         "time_zone": tenant.time_zone,
+        "retain_answers_s": tenant.retain_answers_s,
         "created_ms": tenant.created_ms,
         "updated_ms": tenant.updated_ms,
     }

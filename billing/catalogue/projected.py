@@ -58,6 +58,7 @@ def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> 
                 "on_demand": row.on_demand,
                 "redis_down": row.redis_down,
                 "weight": row.weight,
+                "retain_answers_s": row.retain_answers_s,
                 "limits": limits[row.tenant_id],
                 "budgets": [
                     {"budget": each.budget_id, "project": each.project_id, "key_id": each.key_id}

@@ -29,6 +29,7 @@ REFUSE: Final[Mapping[str, Any]] = {"policy": "refuse"}
 class Tenant:
     """One tenant. `redis_down`: its policy while Redis is away (docs/interfaces.md §3). `weight`: its share
     of what is divided fairly. `time_zone`: where its days and months begin, as in `Europe/Berlin`.
+    `retain_answers_s`: how long answers to its requests with an Idempotency-Key are stored; 0: they are not.
     """
 
     tenant_id: str
@@ -39,6 +40,7 @@ class Tenant:
     redis_down: dict[str, Any]
     weight: int
     time_zone: str
+    retain_answers_s: int
     created_ms: int
     updated_ms: int
 
@@ -130,6 +132,7 @@ def change(
     redis_down: Mapping[str, Any] | None = None,
     weight: int | None = None,
     time_zone: str | None = None,
+    retain_answers_s: int | None = None,
 ) -> Tenant:
     """Set what is given. Raises NotFound, and Conflict where another has that name."""
     tenant_id = find(connection, tenant).tenant_id
@@ -141,7 +144,7 @@ def change(
     wanted = {
         "name": name, "status": status, "on_demand": on_demand,
         "redis_down": None if redis_down is None else dict(redis_down), "weight": weight,
-        "time_zone": time_zone,
+        "time_zone": time_zone, "retain_answers_s": retain_answers_s,
     }  # fmt: skip
     given = {column: value for column, value in wanted.items() if value is not None}
     if given:

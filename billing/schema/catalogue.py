@@ -48,7 +48,10 @@ tenant = Table(
     Column("weight", Integer, nullable=False, server_default="1"),
     # Where its days and months begin at midnight.
     Column("time_zone", Text, nullable=False, server_default="UTC"),
+    # How long answers to its requests with an Idempotency-Key are stored; 0: they are not.
+    Column("retain_answers_s", Integer, nullable=False, server_default="0"),
     *_times(),
+    CheckConstraint("retain_answers_s between 0 and 86400", name="retain_answers"),
     CheckConstraint("weight between 1 and 1000", name="weight"),
     CheckConstraint("kind in ('external', 'internal')", name="kind"),
     CheckConstraint("status in ('active', 'suspended', 'archived')", name="status"),

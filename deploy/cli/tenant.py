@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from deploy.cli.connection import call, call_list, given
+from deploy.cli.moments import seconds
 from deploy.cli.output import Columns, json_option, limit_option, moment, print_fields, print_json, show
 
 _COLUMNS: Columns = {
@@ -131,6 +132,11 @@ def resume(name: str, as_json: bool) -> None:
 )
 @click.option("--weight", type=click.IntRange(1, 1000), help="Its weight in fair sharing.")
 @click.option("--time-zone", metavar="ZONE", help="Where its days and months begin, as in Europe/Berlin.")
+@click.option(
+    "--retain-answers",
+    metavar="SPAN",
+    help="How long answers to its requests with an Idempotency-Key are stored, up to 24h; 0s: they are not.",
+)
 @json_option
 def set_fields(
     name: str,
@@ -138,6 +144,7 @@ def set_fields(
     redis_down: dict[str, Any] | None,
     weight: int | None,
     time_zone: str | None,
+    retain_answers: str | None,
     as_json: bool,
 ) -> None:
     """Change what the tenant NAME may.
@@ -145,11 +152,15 @@ def set_fields(
     \b
     taas tenant set acme --no-on-demand
     taas tenant set acme --redis-down lease:100:50000
+    taas tenant set acme --retain-answers 24h
     """
     body = given(on_demand=on_demand, redis_down=redis_down, weight=weight, time_zone=time_zone)
+    if retain_answers is not None:
+        body["retain_answers_s"] = seconds(retain_answers, "--retain-answers")
     if not body:
         raise click.UsageError(
-            "nothing to change: give --on-demand, --no-on-demand, --redis-down, --weight or --time-zone."
+            "nothing to change: give --on-demand, --no-on-demand, --redis-down, --weight, --time-zone or "
+            "--retain-answers."
         )
     _print(call("PATCH", "tenants", name, body=body), as_json)
 
@@ -165,5 +176,6 @@ def _print(tenant: dict[str, Any], as_json: bool) -> None:
         "tenant": tenant["tenant"], "name": tenant["name"], "kind": tenant["kind"],
         "status": tenant["status"], "on demand": tenant["on_demand"], "weight": tenant["weight"],
         "time zone": tenant["time_zone"], "while Redis is gone": shown,
+        "stores answers": f"for {tenant['retain_answers_s']} s" if tenant["retain_answers_s"] else "no",
         "created (UTC)": moment("created_ms")(tenant),
     })  # fmt: skip

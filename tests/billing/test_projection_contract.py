@@ -23,6 +23,7 @@ def test_a_gateway_reads_limits_and_policy_as_they_were_set(database: Engine, ra
     lease = {"policy": "local_lease", "requests": 7, "units": 3}
     with database.begin() as connection:
         made = tenants.create(connection, "acme", "internal", on_demand=False, redis_down=lease)
+        tenants.change(connection, made.tenant_id, retain_answers_s=60)
         models.create(connection, ModelSpec(name="m", context_tokens=100))
         limits.put(
             connection, Subject(made.tenant_id, None), "*", {"requests_per_minute": 60, "concurrency": 9}
@@ -32,6 +33,7 @@ def test_a_gateway_reads_limits_and_policy_as_they_were_set(database: Engine, ra
     Projector(database, raw_redis).rebuild()
     tenant = Tenant.read(raw_redis.get(redis_keys.tenant(made.tenant_id)))
     assert (tenant.kind, tenant.active, tenant.on_demand) == ("internal", True, False)
+    assert tenant.retain_answers_s == 60
     assert (tenant.outage.requests, tenant.outage.milliunits) == (7, 3000)
     on_m, on_any = tenant.limits.for_model("m"), tenant.limits.for_model("x")
     assert on_m == Limits.of(requests_per_minute=60, units_per_minute=5, concurrency=2)

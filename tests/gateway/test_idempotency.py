@@ -136,6 +136,8 @@ def test_fault_22_afterwards_the_receipt_or_the_stored_answer_comes(
         assert replayed.headers["content-type"] == kept.headers["content-type"]
         assert replayed.headers["original-request"] == kept.headers["x-request-id"]
         assert replayed.headers["idempotent-replayed"] == "true"
+    catalogue.tenant("ten_keeps")
+    wait_until(lambda: post(gateway, keeps, "chat-False", stream=False).status_code != 200, "no answer")
     assert len(catalogue.events()) == len(engine.requests()) == 2 * len(EVERY_WAY)
     with redis.Redis.from_url(valkey_url) as raw:
         stored = raw.keys(redis_keys.idempotency_keys("ten_keeps", "*")[1])

@@ -39,6 +39,10 @@ def test_a_tenant_is_created_listed_suspended_and_resumed(taas: Taas, told: Told
     assert told("tenant", "set", "acme", "--redis-down", "lease:100:5000")["redis_down"]["units"] == 5000
     assert "lease of 100 requests" in taas("tenant", "show", "acme").stdout
     assert told("tenant", "set", "acme", "--redis-down", "refuse", "--no-on-demand")["on_demand"] is False
+    assert told("tenant", "set", "acme", "--retain-answers", "24h")["retain_answers_s"] == 86_400
+    assert "for 86400 s" in taas("tenant", "show", "acme").stdout
+    taas("tenant", "set", "acme", "--retain-answers", "25h", exit_code=1)
+    assert told("tenant", "set", "acme", "--retain-answers", "0s")["retain_answers_s"] == 0
 
 
 def test_a_table_has_a_line_for_each_and_is_not_cut_through_a_pipe(taas: Taas, told: Told):
