@@ -357,3 +357,13 @@ def test_every_fault_is_written_down_and_tried() -> None:
     assert not missing, tell(missing, "Every fault of docs/faults.md has a test named test_fault_NN_…")
     unknown = [f"{tried[number]}: fault {number:02}" for number in sorted(tried.keys() - promised)]
     assert not unknown, tell(unknown, "Every number of a test_fault_NN_… is a row of docs/faults.md.")
+
+
+def test_migrations_follow_each_other() -> None:
+    """Two that were made at the same time may both follow the last one: then no database can be upgraded."""
+    names = sorted(path.split("/")[-1] for path in tracked() if path.startswith(NOT_SPLIT) and "/0" in path)
+    numbers = [name[:4] for name in names]
+    assert numbers == [f"{number:04}" for number in range(1, len(names) + 1)]
+    for name, before in zip(names[1:], numbers, strict=False):
+        text = text_of(f"{NOT_SPLIT[0]}{name}")
+        assert f'\nrevision = "{name[:4]}"\ndown_revision = "{before}"\n' in text, name
