@@ -5,8 +5,8 @@ process, in their order; so are those that an earlier version records beside thi
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0030"
-down_revision = "0029"
+revision = "0031"
+down_revision = "0030"
 branch_labels = None
 depends_on = None
 
