@@ -23,6 +23,7 @@ from billing.api import (
     docs,
     document,
     economics,
+    economics_ahead,
     errors,
     evidence,
     health,
@@ -60,7 +61,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     budgets.router, models.router, instances.router, prices.router, cost_prices.router, usage.router,
     requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router,
     capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
-    machines.router, economics.router,
+    machines.router, economics.router, economics_ahead.router,
     launches.router,
     autoscaling.router, batches.router,
 )  # fmt: skip

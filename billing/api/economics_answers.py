@@ -112,3 +112,123 @@ class EconomicsAnswer(Answer):
     rounding: str
     lines: list[EconomicsLine]
     total: EconomicsTotal
+
+
+class ReclaimLoss(Answer):
+    """What is earned less, what is given back for it, and by how much contracts are short."""
+
+    lost_revenue: Usd
+    credits: Usd
+    short_unit_hours: Decimal
+
+
+class QuarterLoss(ReclaimLoss):
+    """The same in one quarter. `cost_moved`: what the machines cost then, which the other use bears."""
+
+    quarter: str
+    cost_moved: Usd | None
+
+
+class ContractLoss(ReclaimLoss):
+    """The same of one contract."""
+
+    contract: str
+
+
+class ReclaimMoney(ReclaimLoss):
+    """What a reclaim costs from its deadline until the end of so many quarters, if requests go on as in the
+    last `basis_days`.
+    """
+
+    quarters: int
+    until: Utc
+    basis_days: int
+    cost_moved: Usd | None
+    by_quarter: list[QuarterLoss]
+    contracts: list[ContractLoss]
+
+
+class Difference(Answer):
+    """By how much each is more, in USD and unit-hours."""
+
+    revenue: Usd
+    credits: Usd
+    cost: Usd | None
+    margin: Usd | None
+    unit_hours: UnitHours
+    short_commitment: Decimal
+
+
+class Compared(Answer):
+    """What is expected as it is, and with the changes; `quarter` or `use` where it is of one."""
+
+    quarter: str | None = None
+    use: Use | None = None
+    before: EconomicsTotal
+    after: EconomicsTotal
+    difference: Difference
+
+
+class WhatIfAnswer(Answer):
+    """What is expected until the end of so many quarters, if requests go on as in the last `basis_days`."""
+
+    from_: Utc = Field(alias="from")
+    until: Utc
+    basis_days: int
+    currency: str
+    by_quarter: list[Compared]
+    by_use: list[Compared]
+    total: Compared
+
+
+class TakeBackAnswer(Answer):
+    """So many machines can be taken for good then, if these contracts get notice now. Until the end of the
+    plan that costs `lost_revenue` and moves `cost_moved` to the other use.
+    """
+
+    machines: int
+    notices: list[str]
+    lost_revenue: Usd
+    cost_moved: Usd | None
+
+
+class TakeBackAt(Answer):
+    """From this moment on: without any notice, and with notice given now."""
+
+    quarter: str
+    from_: Utc = Field(alias="from")
+    without_notice: TakeBackAnswer
+    with_notice: TakeBackAnswer
+
+
+class AssuredContract(Answer):
+    """What a contract brings for sure: until its tenant's notice, given now, would end it."""
+
+    contract: str
+    tenant: str
+    tenant_name: str | None
+    ends: Utc
+    assured_until: Utc
+    assured_unit_hours: Decimal
+    assured_revenue: Usd
+
+
+class PoolAhead(Answer):
+    """One pool in the quarters to come."""
+
+    pool: str
+    machines: int
+    expected: list[EconomicsLine]
+    take_back: list[TakeBackAt]
+    contracts: list[AssuredContract]
+
+
+class EconomicPlan(Answer):
+    """What is expected of each pool, and what of it can be taken back by when and for how much."""
+
+    from_: Utc = Field(alias="from")
+    until: Utc
+    quarters: int
+    basis_days: int
+    currency: str
+    data: list[PoolAhead]

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from billing.api.answer import Answer, Decimal, Utc
 from billing.api.capacity_answers import RateSpan
+from billing.api.economics_answers import ReclaimMoney
 from billing.reclaims.store import State, Use
 
 
@@ -130,3 +131,4 @@ class ReclaimPreview(Answer):
 
     reclaim: None
     plan: ReclaimPlan
+    money: ReclaimMoney

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from billing.api.answer import Listing
 from billing.api.contract_shapes import UnitsPerSecond, moment, shown_span
 from billing.api.control import Control
+from billing.api.economics_ahead import reclaim_money
 from billing.api.fields import Body, IdPath, Label, Moment, Name
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
@@ -45,9 +46,10 @@ class ShownSpan(Body):
 
 class NewReclaim(Body):
     """Takes `instances` machines of a pool for another use, from `by` on (default: now). `break`: even if it
-    breaks signed contracts. `dry_run`: only show what it would do, and in `refusal` why it would be refused.
-    `chosen`, `broken`: the leaving instances and the broken contracts of a plan that was shown; if they have
-    changed, the answer is 409 `plan_changed`. Without them the current plan is carried out.
+    breaks signed contracts. `dry_run`: only show what it would do, in `refusal` why it would be refused, and
+    in `money` what it costs. `chosen`, `broken`: the leaving instances and the broken contracts of a plan
+    that was shown; if they have changed, the answer is 409 `plan_changed`. Without them the current plan is
+    carried out.
     """
 
     pool: Name
@@ -70,7 +72,11 @@ def create(body: NewReclaim, control: Control, response: Response) -> dict[str, 
             at_ms = now_ms(connection)
             planned = orders.plan(connection, control.redis, _order(body, at_ms), at_ms)
             preview = ReclaimPreview.model_validate(
-                {"reclaim": None, "plan": _shown_plan(connection, planned)}
+                {
+                    "reclaim": None,
+                    "plan": _shown_plan(connection, planned),
+                    "money": reclaim_money(connection, planned.order, at_ms),
+                }
             )
         return JSONResponse(preview.model_dump(mode="json", by_alias=True))
     with control.changing(response) as connection:

@@ -83,6 +83,8 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "POST /admin/v1/machines": Right.ADMIN,
     "GET /admin/v1/machines": Right.ADMIN,
     "GET /admin/v1/economics": Right.ADMIN,
+    "GET /admin/v1/economics/plan": Right.ADMIN,
+    "POST /admin/v1/economics/what-if": Right.ADMIN,
     "POST /admin/v1/instances": Right.ADMIN,
     "GET /admin/v1/instances": Right.ADMIN,
     "DELETE /admin/v1/instances/{instance:path}": Right.ADMIN,

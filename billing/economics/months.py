@@ -199,7 +199,8 @@ def _by_model(pool: PoolMonth, contract: str, sold: int) -> dict[str, int]:
             used[each.model] += each.units_mu * _MU_MS_PER_MU
     unused = sold - sum(used.values())
     if unused >= 0:
-        return {**used, _NO: unused}
+        used[_NO] += unused
+        return used
     return divided(sold, used)
 
 

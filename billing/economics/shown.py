@@ -41,31 +41,31 @@ def shown(figures: Figures) -> dict[str, Any]:
     used = None if used_mu is None else used_mu * 1000
     total = figures.commitment_total
     return {
-        "revenue": _usd(figures.revenue),
-        "revenue_tokens": _usd(figures.revenue_tokens),
-        "revenue_capacity": _usd(figures.revenue_capacity),
-        "credits": _usd(figures.credits),
-        "cost": _usd(cost),
-        "cost_machines": _usd(figures.cost_machines),
-        "cost_providers": _usd(figures.cost_providers),
-        "cost_makers": _usd(figures.cost_makers),
-        "margin": None if cost is None else _usd(figures.revenue - cost),
+        "revenue": shown_usd(figures.revenue),
+        "revenue_tokens": shown_usd(figures.revenue_tokens),
+        "revenue_capacity": shown_usd(figures.revenue_capacity),
+        "credits": shown_usd(figures.credits),
+        "cost": shown_usd(cost),
+        "cost_machines": shown_usd(figures.cost_machines),
+        "cost_providers": shown_usd(figures.cost_providers),
+        "cost_makers": shown_usd(figures.cost_makers),
+        "margin": None if cost is None else shown_usd(figures.revenue - cost),
         "machine_hours": _hours(figures.machine_ms),
         "gpu_hours": _hours(figures.gpu_ms),
         "kwh": quotient(figures.milliwatt_ms, _MILLIWATT_MS_PER_KWH),
         "unit_hours": {
-            "calibrated": _units(figures.calibrated),
-            "sold": _units(figures.sold),
-            "lent": _units(figures.lent),
-            "idle": _units(figures.idle),
-            "other": _units(figures.other),
-            "used": _units(figures.used_mu * 1000),
+            "calibrated": shown_hours(figures.calibrated),
+            "sold": shown_hours(figures.sold),
+            "lent": shown_hours(figures.lent),
+            "idle": shown_hours(figures.idle),
+            "other": shown_hours(figures.other),
+            "used": shown_hours(figures.used_mu * 1000),
         },
         "commitment": {
-            "total_commitment": _units(total),
-            "used_commitment": _units(used),
-            "unused_commitment": None if total is None or used is None else _units(total - used),
-            "short_commitment": _units(_mu_ms(figures.commitment_short_mu)),
+            "total_commitment": shown_hours(total),
+            "used_commitment": shown_hours(used),
+            "unused_commitment": None if total is None or used is None else shown_hours(total - used),
+            "short_commitment": shown_hours(_mu_ms(figures.commitment_short_mu)),
             "utilization_percentage": quotient(used, total, 2, 100),
         },
         "economic_utilization_percentage": quotient(
@@ -105,7 +105,8 @@ def _per(figures: Figures, amount: int | None, unit: int, unknown_ms: int) -> di
     }
 
 
-def _usd(picousd: int | None) -> str | None:
+def shown_usd(picousd: int | None) -> str | None:
+    """Exact, in USD."""
     return None if picousd is None else str(Money(picousd))
 
 
@@ -113,9 +114,42 @@ def _hours(ms: int | None) -> str | None:
     return quotient(ms, _HOUR_MS)
 
 
-def _units(mu_ms: int | None) -> str | None:
+def shown_hours(mu_ms: int | None) -> str | None:
+    """In unit-hours."""
     return quotient(mu_ms, _UNIT_HOUR)
 
 
 def _mu_ms(mu: int | None) -> int | None:
     return None if mu is None else mu * 1000
+
+
+def shown_difference(before: Figures, after: Figures) -> dict[str, Any]:
+    """By how much each is more after than before."""
+    costs = before.cost, after.cost
+    cost = None if None in costs else (costs[1] or 0) - (costs[0] or 0)
+    revenue = after.revenue - before.revenue
+    return {
+        "revenue": shown_usd(revenue),
+        "credits": shown_usd(after.credits - before.credits),
+        "cost": shown_usd(cost),
+        "margin": None if cost is None else shown_usd(revenue - cost),
+        "unit_hours": {
+            name: shown_hours(getattr(after, name) - getattr(before, name))
+            for name in ("calibrated", "sold", "lent", "idle", "other")
+        }
+        | {"used": shown_hours((after.used_mu - before.used_mu) * 1000)},
+        "short_commitment": shown_hours(
+            _mu_ms((after.commitment_short_mu or 0) - (before.commitment_short_mu or 0))
+        ),
+    }
+
+
+def shown_loss(before: Figures, after: Figures) -> dict[str, Any]:
+    """What is earned less, what is given back, and by how much contracts are short because of it."""
+    short = (after.commitment_short_mu or 0) - (before.commitment_short_mu or 0)
+    lost = before.revenue_tokens + before.revenue_capacity - after.revenue_tokens - after.revenue_capacity
+    return {
+        "lost_revenue": shown_usd(lost),
+        "credits": shown_usd(after.credits - before.credits),
+        "short_unit_hours": shown_hours(short * 1000),
+    }

@@ -10,6 +10,7 @@ from deploy.cli.connection import call, call_list
 from deploy.cli.contract_quote import quote
 from deploy.cli.contract_terms import amendment_body, amendment_options, body_of, terms_options
 from deploy.cli.contract_usage import usage
+from deploy.cli.economics_ahead import print_compared
 from deploy.cli.output import (
     Columns,
     at,
@@ -144,15 +145,25 @@ def show_one(contract_id: str, as_json: bool) -> None:
 @contract.command()
 @click.argument("contract_id", metavar="CONTRACT")
 @click.option("--by", type=click.Choice(["tenant", "operator"]), required=True, help="Which side gives it.")
+@click.option("--what-if", is_flag=True, help="Only show what it would cost over eight quarters.")
 @yes_option
 @json_option
-def notice(contract_id: str, by: str, yes: bool, as_json: bool) -> None:
+def notice(contract_id: str, by: str, what_if: bool, yes: bool, as_json: bool) -> None:
     """Give notice on CONTRACT, now: it ends when the notice and the minimum term are over. Shows when that
     is, and asks: it is not taken back.
 
     \b
     taas contract notice con_0f3a… --by tenant
+    taas contract notice con_0f3a… --by operator --what-if
     """
+    if what_if:
+        body = {"notices": [{"contract": contract_id, "by": by}]}
+        answer = call("POST", "economics", "what-if", body=body)
+        if as_json:
+            print_json(answer)
+        else:
+            print_compared(answer)
+        return
     require_answerable(yes=yes, as_json=as_json)
     if not yes:
         plan = call("POST", "contracts", contract_id, "notice", body={"by": by, "dry_run": True})

@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from deploy.cli.connection import call
+from deploy.cli.economics_ahead import plan, what_if
 from deploy.cli.economics_charts import page
 from deploy.cli.moments import BACK, back
 from deploy.cli.output import Columns, Row, json_option, minute, number, print_json, print_table, rounded
@@ -44,7 +45,7 @@ _FIGURES: Columns = {
 }  # fmt: skip
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--by", default="quarter,use", show_default=True, metavar="WORDS", help=f"Some of {_WORDS}.")
 @click.option("--from", "since", metavar="WHEN", help=f"{BACK}. Default: the start of the quarter.")
 @click.option("--until", metavar="WHEN", help="Default, and at most: now.")
@@ -55,7 +56,9 @@ _FIGURES: Columns = {
     help="Write charts and the table to this file; it opens without a network.",
 )  # fmt: skip
 @json_option
+@click.pass_context
 def economics(
+    context: click.Context,
     by: str,
     since: str | None,
     until: str | None,
@@ -71,7 +74,11 @@ def economics(
     taas economics --by quarter,use
     taas economics --by month,pool,model --from 2026-01-01 --csv
     taas economics --by month,use --from 2y --html economics.html
+    taas economics plan                     the quarters to come, and what can be taken back
+    taas economics what-if --price -10%     what would be otherwise
     """
+    if context.invoked_subcommand is not None:
+        return
     if as_csv and as_json:
         raise click.UsageError("--csv or --json.")
     query = {"by": by, "from": back(since, "--from"), "until": back(until, "--until"), "pool": pool}
@@ -86,6 +93,10 @@ def economics(
         _print(report)
     else:
         click.echo(f"{html} is written")
+
+
+economics.add_command(what_if)
+economics.add_command(plan)
 
 
 def as_rows_of_csv(report: Mapping[str, Any]) -> str:

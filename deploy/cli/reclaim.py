@@ -79,6 +79,9 @@ _STREAMS_SHOWN = 20
     "--break", "breaks", is_flag=True, help="Even if it breaks signed contracts; they are cut pro rata."
 )
 @click.option("--dry-run", is_flag=True, help="Only show what it would do.")
+@click.option(
+    "--what-if", is_flag=True, help="The same, and what it costs: credits, lost revenue. No --by: now."
+)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--show", "shown", metavar="RECLAIM", help="Show one reclaim with its steps.")
 @json_option
@@ -89,6 +92,7 @@ def reclaim(
     by: str | None,
     breaks: bool,
     dry_run: bool,
+    what_if: bool,
     yes: bool,
     shown: str | None,
     as_json: bool,
@@ -99,16 +103,19 @@ def reclaim(
     \b
     taas reclaim llama-70b --instances 4 --for research --by 30min
     taas reclaim llama-70b --instances 4 --for recsys --by 2027-01-01 --dry-run
+    taas reclaim llama-70b --instances 4 --for recsys --by 90d --what-if
     taas reclaim                        all of them
     taas reclaim --show rcl_0f3a…
     """
     if shown is not None:
         _print_one(call("GET", "reclaims", shown), as_json)
         return
-    if instances is None and use is None and by is None and not (breaks or dry_run or yes):
+    if instances is None and use is None and by is None and not (breaks or dry_run or what_if or yes):
         answer = call_list("reclaims", query={"pool": pool})
         show(answer, as_json, _COLUMNS, empty="no machines are taken")
         return
+    if what_if:
+        dry_run, by = True, by or "now"
     if pool is None or instances is None or use is None or by is None:
         needed = {"POOL": pool, "--instances": instances, "--for": use, "--by": by}
         raise click.UsageError(
@@ -122,8 +129,14 @@ def reclaim(
             raise click.UsageError("with --json there is no confirmation: give --yes, or --dry-run.")
         print_json(call("POST", "reclaims", body=given(**body, dry_run=dry_run or None)))
         return
-    plan = call("POST", "reclaims", body={**body, "dry_run": True})["plan"]
+    preview = call("POST", "reclaims", body={**body, "dry_run": True})
+    plan = preview["plan"]
     print_plan(plan)
+    if what_if:
+        # Where it is loaded: this module's uses are that one's words.
+        from deploy.cli.economics_ahead import print_money
+
+        print_money(preview["money"])
     if plan["refusal"] is not None:
         raise click.ClickException(plan["refusal"])
     if dry_run:

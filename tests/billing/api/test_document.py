@@ -239,6 +239,12 @@ def ask_about_capacity(ask: Checked) -> str:
     ask("POST", "contracts/quote", pool="m", units=10_000, until="+1y")
     ask("POST", f"contracts/{draft}/notice", by="tenant")
     ask("POST", "machines", pool="m", usd_per_hour="3", kw="1.5", overhead="1.2", gpus=8)
+    ask(
+        "POST",
+        "economics/what-if",
+        price_change="-0.1",
+        moves=[{"pool": "m", "instances": 1, "to_use": "idle"}],
+    )
     ask("POST", "reclaims", pool="m", instances=1, use="research", dry_run=True)
     taken = ask("POST", "reclaims", pool="m", instances=1, use="idle", by="2999-01-01T00:00:00Z")["reclaim"]
     ask("GET", f"reclaims/{taken}")
@@ -257,7 +263,7 @@ def test_what_every_operation_answers_is_what_the_document_says(
     for path in ("tenants", "projects", "keys", "limits", "budgets", "models", "prices", "cost-prices",
                  "pools", "instances", "adapters", "calibrations", "contracts", "reclaims", "launches",
                  "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02",
-                 "machines", "economics?by=quarter,month,use,pool,model,contract",
+                 "machines", "economics/plan", "economics?by=quarter,month,use,pool,model,contract",
                  "scrape-targets", "audit", "usage", "usage?by=tenant,model,project,key,class,hour&from=0",
                  "usage?by=day", "usage?by=nothing",
                  "provider-usage?provider=openai&from=2023-11-01&until=2023-12-01", "requests/req_1",

@@ -154,3 +154,27 @@ def test_what_machines_cannot_be_is_refused(
         furnish(connection)
     answer = admin.post("/admin/v1/machines", json={"pool": POOL} | body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (404 if param == "pool" else 400, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"price_change": "-1.1"}, "price_change"), ({"utilization": 2}, "utilization"),
+        ({"utilization": "0.5", "work_change": "0.1"}, "utilization"), ({"quarters": 0}, "quarters"),
+        ({"moves": [{"pool": POOL, "instances": 1}]}, "moves"),
+        ({"moves": [{"pool": POOL, "instances": 3, "to_use": "recsys"}]}, "moves"),
+        ({"moves": [{"pool": POOL, "instances": 1, "from_use": "recsys"}]}, "moves"),
+        ({"moves": [{"pool": "none", "instances": 1, "to_use": "recsys"}]}, "pool"),
+        ({"moves": [{"pool": POOL, "instances": 1, "to_use": "idle", "until": "2020-01-01"}]}, "moves"),
+        ({"notices": [{"contract": "con_none", "by": "tenant"}]}, "contract"),
+        ({"pool": "none"}, "pool"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_is_refused(
+    admin: TestClient, database: Engine, body: dict[str, Any], param: str
+) -> None:
+    with database.begin() as connection:
+        furnish(connection)
+    answer = admin.post(f"{PATH}/what-if", json=body)
+    assert answer.status_code in {400, 404, 409}
+    assert answer.json()["error"]["param"] == param

@@ -39,7 +39,7 @@ HELD = st.lists(
 )  # fmt: skip
 USED = st.lists(
     st.builds(
-        Used, use=st.sampled_from(USES[:2]), model=st.sampled_from(["m1", "m2"]),
+        Used, use=st.sampled_from(USES[:2]), model=st.sampled_from(["m1", "m2", ""]),
         contract=st.sampled_from(["", "", "c1", "c9"]), units_mu=SMALL | AMOUNT,
         list_picousd=st.none() | AMOUNT, revenue=AMOUNT, cost_providers=st.none() | AMOUNT,
     ),

@@ -73,3 +73,51 @@ def test_what_is_not_known_is_said(taas: Taas, told: Told) -> None:
     assert "2,928 machine-hours are not in the cost" in table.stderr
     (line,) = told("economics", *PERIOD)["lines"]
     assert (line["cost"], line["margin"], line["per_kwh"]["cost"]) == (None, None, None)
+
+
+def test_what_a_reclaim_a_notice_and_other_prices_would_cost(taas: Taas, told: Told) -> None:
+    """Of two machines at 1.50 USD an hour; a contract of 1,500 units/s with 90 days' notice."""
+    told("price", "set", "--model", POOL, "--free")
+    told("machine", "set", POOL, "--usd-per-hour", "1.5", "--from", "2026-01-01")
+    signed = told(
+        "contract", "sign", "--tenant", "acme", "--pool", POOL, "--units", "1500", "--from", "now",
+        "--until", "3y", "--notice-days", "90", "--yes",
+    )["contract"]  # fmt: skip
+    order = ("reclaim", POOL, "--instances", "1", "--for", "research", "--by", "1d")
+    preview = told(*order, "--break", "--what-if")
+    assert preview["reclaim"] is None
+    money = preview["money"]
+    assert len(money["by_quarter"]) == 8
+    # The machine's hours until the end of the plan, and half of 1,000 units/s short in each.
+    hours = float(money["cost_moved"]) / 1.5
+    assert float(money["short_unit_hours"]) == pytest.approx(hours * 500, rel=1e-6)
+    assert [each["contract"] for each in money["contracts"]] == [signed]
+    assert (money["lost_revenue"], money["credits"]) == ("0.00", "0.00")
+    shown = taas(*order, "--break", "--what-if").stdout
+    assert "what it costs until" in shown
+    assert "BROKEN" in shown
+    assert "It would break what is signed" in taas(*order, "--what-if", exit_code=1).output
+    assert told("reclaim")["data"] == []
+
+    (pool,) = told("economics", "plan")["data"]
+    first, *_, last = pool["take_back"]
+    assert (first["without_notice"]["machines"], first["with_notice"]["machines"]) == (0, 0)
+    assert last["with_notice"] == {
+        "machines": 2, "notices": [signed], "lost_revenue": "0.00",
+        "cost_moved": last["with_notice"]["cost_moved"],
+    }  # fmt: skip
+    # 90 days of 24 hours.
+    assert float(pool["contracts"][0]["assured_unit_hours"]) == pytest.approx(90 * 24 * 1500, rel=1e-4)
+    assert "can be taken back" in taas("economics", "plan", "--pool", POOL).stdout
+
+    notice = told("contract", "notice", signed, "--by", "operator", "--what-if")
+    lost = [each["difference"]["unit_hours"]["sold"] for each in notice["by_quarter"]]
+    assert (lost[0], float(lost[3]) < 0) == ("0", True)
+    assert told("contract", "show", signed)["state"] != "notice_given"
+    moved = taas(
+        "economics", "what-if", "--price", "-10%", "--work", "+20%",
+        "--move", f"{POOL}:1:own:recsys@90d", "--notice", f"{signed}:tenant",
+    ).stdout  # fmt: skip
+    assert "recsys" in moved
+    taas("economics", "what-if", "--move", f"{POOL}:1:own:elsewhere", exit_code=2)
+    taas("economics", "what-if", "--move", f"{POOL}:3:own:recsys", exit_code=1)

@@ -1,0 +1,110 @@
+"""How each pool stands, and what its requests did of late, read from SQL: what is expected of it follows from
+that.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Final
+
+from sqlalchemy import Connection
+
+from billing.contracts import store as contracts
+from billing.contracts.commitments import read_position
+from billing.contracts.timeline import FOREVER_MS
+from billing.economics import owed
+from billing.economics.expected import Asked, Elsewhere, PoolOutlook
+from billing.economics.months import Held, Used
+from billing.economics.periods import whole_hour
+from billing.economics.reading import (
+    Months,
+    read_catalogue,
+    read_held,
+    read_histories,
+    read_used,
+    signed_mu_ms,
+)
+
+DAY_MS: Final = 86_400_000
+BASIS_DAYS: Final = 28
+
+
+def read_outlooks(
+    connection: Connection, at_ms: int, basis_days: int = BASIS_DAYS, only: str | None = None
+) -> dict[str, PoolOutlook]:
+    """Every pool, or one, as it is expected to go on: by its work of the last `basis_days` days."""
+    catalogue = read_catalogue(connection)
+    until_ms = whole_hour(at_ms)
+    lately = Months((until_ms - basis_days * DAY_MS, until_ms))
+    histories = read_histories(connection, catalogue)
+    held, used = read_held(connection, catalogue, lately), read_used(connection, catalogue, lately)
+    found = {}
+    for pool in sorted(histories if only is None else histories.keys() & {only}):
+        position = read_position(connection, pool, at_ms)
+        asked, shared, elsewhere = _lately(
+            used.get((pool, 0), []), held.get((pool, 0), []), basis_days * DAY_MS
+        )
+        found[pool] = PoolOutlook(
+            history=histories[pool],
+            position=position,
+            uses={each.contract_id: catalogue.kinds[each.tenant_id] for each in position.holdings},
+            held=asked,
+            shared=shared,
+            elsewhere=elsewhere,
+            capacity_price=_capacity_prices(connection, pool, at_ms),
+        )
+    return found
+
+
+def _lately(
+    used: Sequence[Used], held: Sequence[Held], length_ms: int
+) -> tuple[dict[str, Asked], list[Asked], list[Elsewhere]]:
+    """By contract, without one, and at providers."""
+    groups: defaultdict[tuple[str, str], list[Used]] = defaultdict(list)
+    away: defaultdict[str, list[Used]] = defaultdict(list)
+    for each in used:
+        if each.units_mu:
+            groups[each.contract, each.use].append(each)
+        elif each.revenue_providers or each.cost_providers:
+            away[each.use].append(each)
+    signed = {each.contract: each.total for each in held}
+    asked: dict[str, Asked] = {}
+    shared: list[Asked] = []
+    for (contract, use), some in sorted(groups.items()):
+        if contract and signed.get(contract):
+            asked[contract] = _asked(use, some, Fraction(1000, signed[contract]), most=Fraction(1))
+        elif not contract:
+            shared.append(_asked(use, some, Fraction(1000, length_ms)))
+    elsewhere = [
+        Elsewhere(
+            use=use,
+            earned=Fraction(sum(each.revenue for each in some), length_ms),
+            cost=Fraction(sum(each.cost_providers or 0 for each in some), length_ms),
+        )
+        for use, some in sorted(away.items())
+    ]
+    return asked, shared, elsewhere
+
+
+def _asked(use: str, some: Sequence[Used], unit: Fraction, most: Fraction | None = None) -> Asked:
+    units_mu = sum(each.units_mu for each in some)
+    listed = [each.list_picousd for each in some if each.list_picousd is not None]
+    units = units_mu * unit
+    return Asked(
+        use=use,
+        units=units if most is None else min(units, most),
+        earned=Fraction(sum(each.revenue for each in some), units_mu),
+        listed=Fraction(sum(listed), units_mu) if listed else None,
+        makers=Fraction(sum(each.cost_makers for each in some), units_mu),
+    )
+
+
+def _capacity_prices(connection: Connection, pool: str, at_ms: int) -> Mapping[str, Fraction]:
+    """What each contract's capacity costs from now to its end, for each mu_ms."""
+    found = {}
+    for each in contracts.list_all(connection, pool=pool, states=contracts.BINDING, ends_after_ms=at_ms):
+        from_ms, until_ms = max(at_ms, each.terms.starts_ms), min(each.effective_end_ms, FOREVER_MS)
+        (charge,) = owed.capacity_charges(connection, each.contract_id, [(from_ms, until_ms)])
+        total = signed_mu_ms(each, from_ms, until_ms)
+        found[each.contract_id] = Fraction(charge, total) if total else Fraction(0)
+    return found
