@@ -45,10 +45,10 @@ def cancel(connection: Connection, batch_id: str) -> Row[Any]:
     return connection.execute(query).one()
 
 
-def find(connection: Connection, batch_id: str) -> Row[Any]:
-    """Whosever it is. Raises NotFound."""
+def find(connection: Connection, batch_id: str, *, tenant_id: str | None = None) -> Row[Any]:
+    """Whosever it is, or only one of this tenant. Raises NotFound."""
     row = connection.execute(select(batch).where(batch.c.batch_id == batch_id)).one_or_none()
-    if row is None:
+    if row is None or tenant_id not in {None, row.tenant_id}:
         raise _unknown(batch_id)
     return row
 

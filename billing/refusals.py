@@ -5,6 +5,7 @@ RequestRefused
 ├── Invalid         the request contradicts itself or the catalogue's rules
 ├── NotFound        what it names does not exist
 ├── Conflict        it exists already, or its state forbids this
+├── Forbidden       whoever asks may not do this
 └── Unreachable     a machine or server that it needs did not answer
 """
 
@@ -37,6 +38,12 @@ class Conflict(RequestRefused):
     """It exists already, or its state forbids this."""
 
     code = "already_exists"
+
+
+class Forbidden(RequestRefused):
+    """Whoever asks may not do this."""
+
+    code = "role_not_allowed"
 
 
 class Unreachable(RequestRefused):

@@ -13,6 +13,8 @@ from starlette.middleware import Middleware
 
 from billing.api import (
     adapters,
+    admin_keys,
+    audit_log,
     autoscaling,
     batches,
     budgets,
@@ -61,9 +63,8 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     budgets.router, models.router, instances.router, prices.router, cost_prices.router, usage.router,
     requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router,
     capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
-    machines.router, economics.router, economics_ahead.router,
-    launches.router,
-    autoscaling.router, batches.router,
+    machines.router, economics.router, economics_ahead.router, launches.router, autoscaling.router,
+    batches.router, admin_keys.router, audit_log.router,
 )  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def build_app(
         swagger_ui_oauth2_redirect_url=None,
         middleware=[
             Middleware(RequestId),
-            Middleware(Access, admin_key=settings.admin_key, service_key=settings.service_key),
+            Middleware(Access, admin_key=settings.admin_key, service_key=settings.service_key, engine=engine),
             Middleware(BufferedBody),
             Middleware(Idempotency, engine=engine),
         ],

@@ -1,4 +1,4 @@
-"""Routes of batches, for the operator. What they hold is never shown."""
+"""Routes of batches, for the operator and for admins of tenants. What they hold is never shown."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -6,12 +6,12 @@ from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy import Row
 
 from billing import batches
+from billing.accounts import audit_log
 from billing.api.answer import Listing
 from billing.api.batch_answers import BatchAnswer
 from billing.api.control import Control
 from billing.api.fields import TenantQuery
 from billing.api.paging import PageQuery, listing
-from billing.api.projects import tenant_id_of
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import tenants
 from billing.wire.batch_statuses import STATUSES
@@ -35,7 +35,7 @@ def list_all(
 ) -> dict[str, Any]:
     """The batches of a tenant, or of all, the newest first."""
     with control.reading() as connection:
-        tenant_id = tenant_id_of(connection, tenant)
+        tenant_id = control.tenant_asked(connection, tenant)
         found = batches.list_page(connection, asked, tenant_id=tenant_id, status=status)
         names = tenants.names(connection, [row.tenant_id for row in found.rows])
         return listing(found, lambda row: _shown(row, names[row.tenant_id]))
@@ -45,7 +45,7 @@ def list_all(
 def show(batch: BatchId, control: Control) -> dict[str, Any]:
     """One batch."""
     with control.reading() as connection:
-        row = batches.find(connection, batch)
+        row = batches.find(connection, batch, tenant_id=control.tenant_id)
         return _shown(row, tenants.names(connection, [row.tenant_id])[row.tenant_id])
 
 
@@ -53,7 +53,9 @@ def show(batch: BatchId, control: Control) -> dict[str, Any]:
 def cancel(batch: BatchId, control: Control, response: Response) -> dict[str, Any]:
     """Begin no further line of a batch. What is under way is completed, delivered and billed."""
     with control.changing(response) as connection:
+        tenant_id = batches.find(connection, batch, tenant_id=control.tenant_id).tenant_id
         row = batches.cancel(connection, batch)
+        audit_log.append(connection, "batch", batch, {"status": row.status}, tenant_id=tenant_id)
         return _shown(row, tenants.names(connection, [row.tenant_id])[row.tenant_id])
 
 

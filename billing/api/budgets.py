@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 from sqlalchemy import Connection
 
 from billing.api.answer import Answer, Listing, Ms, Usd
-from billing.api.control import Control
+from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, IdPath, Moment, Name, TenantQuery, Text
 from billing.api.limits import KeyId
 from billing.api.paging import PageQuery, listing
@@ -17,12 +17,12 @@ from billing.api.query import KNOWN_QUERY
 from billing.catalogue import budget_alerts, budgets, tenants
 from billing.catalogue.budget_alerts import Alert
 from billing.catalogue.budget_periods import Per
-from billing.catalogue.budgets import Budget, Raise
+from billing.catalogue.budgets import Budget, Raise, Whose
 from billing.catalogue.money import Money, MoneyError
 from billing.contracts import store
 from billing.ledger.budget_spent import count_if_new
 from billing.page import Page
-from billing.refusals import Invalid
+from billing.refusals import Forbidden, Invalid
 
 router = APIRouter(prefix="/admin/v1/budgets", tags=["budgets"], dependencies=[KNOWN_QUERY])
 
@@ -150,7 +150,9 @@ def put(body: BudgetSet, control: Control, response: Response) -> dict[str, Any]
         more = None if body.raised is None else Raise(Money.parse(body.raised.usd), body.raised.until)
         if more is not None and not more.by.picousd:
             raise Invalid("A raise is more than nothing.", param="raised")
-        whose = budgets.find_whose(connection, body.tenant, body.project, body.key_id)
+        owner = body.tenant or control.tenant_id
+        whose = budgets.find_whose(connection, owner, body.project, body.key_id, only=control.tenant_id)
+        _require_settable(control, whose)
         made = budgets.put(connection, whose, Per(body.per), Money.parse(body.usd), more, now_ms)
         count_if_new(connection, [made])
         (shown,) = _shown(connection, [budgets.find(connection, made.budget_id)])
@@ -161,7 +163,7 @@ def put(body: BudgetSet, control: Control, response: Response) -> dict[str, Any]
 def list_all(control: Control, asked: PageQuery, tenant: TenantQuery = None) -> dict[str, Any]:
     """The budgets of a tenant, its projects and its keys, or all."""
     with control.reading() as connection:
-        tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id
+        tenant_id = control.tenant_asked(connection, tenant)
         found = budgets.list_page(connection, asked, tenant_id)
         return listing(Page(_shown(connection, found.rows), found.next), dict)
 
@@ -170,7 +172,9 @@ def list_all(control: Control, asked: PageQuery, tenant: TenantQuery = None) -> 
 def remove(budget_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Remove a budget. The answer shows it."""
     with control.changing(response) as connection:
-        (shown,) = _shown(connection, [budgets.find(connection, budget_id)])
+        found = budgets.find(connection, budget_id, tenant_id=control.tenant_id)
+        _require_settable(control, Whose(found.tenant_id, found.project_id, found.key_id))
+        (shown,) = _shown(connection, [found])
         budgets.remove(connection, budget_id)
     return shown
 
@@ -192,6 +196,12 @@ def remove_alert(
     """Tell nobody any more at so many percent. The answer shows the alert."""
     with control.changing(response) as connection:
         return _shown_alert(budget_alerts.remove(connection, budget_id, percent))
+
+
+def _require_settable(control: ControlPlane, whose: Whose) -> None:
+    """What all of a tenant may spend is the operator's to say. Raises Forbidden."""
+    if control.tenant_id is not None and whose.project_id is None and whose.key_id is None:
+        raise Forbidden("A tenant sets budgets of its projects and keys, not its own.", param="tenant")
 
 
 def _shown(connection: Connection, some: Sequence[Budget]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import Field, WithJsonSchema
 
+from billing.accounts import audit_log
 from billing.api.answer import Listing
 from billing.api.capacity_answers import AbsorbedAnswer, CalibrationAnswer
 from billing.api.contract_shapes import Part, UnitsPerSecond, moment, part
@@ -137,6 +138,8 @@ def absorb(body: SpentBody, control: Control, response: Response) -> dict[str, A
         return {"run": spent.run, "prompt": spent.prompt, "output": spent.output, "recorded": False}
     with control.changing(response) as connection:
         recorded = calibrations.absorb(connection, spent)
+        if recorded:
+            audit_log.append(connection, "ledger", spent.instance, body.model_dump(), tenant_id=None)
     return {"run": spent.run, "prompt": spent.prompt, "output": spent.output, "recorded": recorded}
 
 

@@ -4,8 +4,9 @@ tenants.
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 
+from billing.accounts.roles import Role
 from billing.allocator import capacity_usage
 from billing.allocator.capacity_usage import Figures
 from billing.allocator.minutes import MINUTE_MS
@@ -13,7 +14,6 @@ from billing.api.capacity_answers import CapacityAnswer
 from billing.api.control import Control
 from billing.api.fields import MS_MAX, Moment, Name, TenantQuery
 from billing.api.query import KNOWN_QUERY
-from billing.api.rights import Right
 from billing.catalogue import tenants
 from billing.contracts import store
 from billing.contracts.position import units
@@ -29,7 +29,6 @@ _MINUTES_MAX: Final = 7 * 24 * 60
 
 @router.get("/capacity", response_model=CapacityAnswer)
 def capacity(
-    request: Request,
     control: Control,
     tenant: TenantQuery = None,
     contract: Annotated[Name | None, Query()] = None,
@@ -40,7 +39,7 @@ def capacity(
     refused, shortfall, and the part of it that was missing; and the sums. Work is in units. `until` is now
     and `from` is an hour before it, unless given. With `tenant`, only of that tenant.
     """
-    if tenant is None and request.state.role is not Right.ADMIN:
+    if tenant is None and control.caller.role is Role.SERVICE:
         raise Invalid("Say whose capacity it is: the service key reads no others.", param="tenant")
     with control.reading() as connection:
         tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id

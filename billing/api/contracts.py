@@ -282,7 +282,7 @@ def list_all(
     within a time.
     """
     with control.reading() as connection:
-        tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id
+        tenant_id = control.tenant_asked(connection, tenant)
         pools.require_named(connection, pool)
         states = () if state is None else (state,)
         found = store.list_page(
@@ -295,7 +295,7 @@ def list_all(
 def show(contract_id: IdPath, control: Control) -> dict[str, Any]:
     """One contract."""
     with control.reading() as connection:
-        return _shown(connection, [store.find(connection, contract_id)])[0]
+        return _shown(connection, [store.find(connection, contract_id, tenant_id=control.tenant_id)])[0]
 
 
 @router.post("/{contract_id}/sign", response_model=ContractSigned)
@@ -352,6 +352,7 @@ def amend(contract_id: IdPath, body: Amendment, control: Control, response: Resp
 def history(contract_id: IdPath, control: Control) -> dict[str, Any]:
     """Every change, oldest first, with the whole contract after it."""
     with control.reading() as connection:
+        store.find(connection, contract_id, tenant_id=control.tenant_id)
         entries = store.history(connection, contract_id)
         names = tenants.names(connection, {entry.after.terms.tenant_id for entry in entries})
         return {"data": [shown_entry(entry, names) for entry in entries]}

@@ -4,19 +4,20 @@ idempotency keys.
 The routes are the truth, so this module only adds; a test compares real answers with the document.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from billing.accounts.roles import Role
 from billing.api.answer import Refusal
 from billing.api.buffered_body import BODY_BYTES_MAX
-from billing.api.control import EFFECT_HEADER
+from billing.api.control import EFFECT_HEADER, REASON_CHARS_MAX, REASON_HEADER
 from billing.api.errors import REQUEST_ID_HEADER
 from billing.api.idempotency import REPLAYED_HEADER
-from billing.api.rights import RIGHTS, Right
+from billing.api.rights import RIGHTS
 from billing.idempotency import PARAM
 
 _ABOUT: Final = f"""\
@@ -31,8 +32,9 @@ object is refused; so are fields that are not known, and names in a query. **`{P
 request again gets the first answer, with `{REPLAYED_HEADER}: true`, and does nothing; for 24 hours. A
 request that is refused changes nothing and leaves its key free. 400 `idempotency_key_reused`: the key came
 with another request; 409 `idempotency_key_in_use`: the first one is not answered yet; 409
-`idempotency_answer_lost`: it was carried out, and its answer is not known. A tenant's API key is in no
-repeated answer."""
+`idempotency_answer_lost`: it was carried out, and its answer is not known. A key is in no repeated answer.
+**`{REASON_HEADER}`** on a change: why it is made, for the audit log. `x-roles` of an operation: who may call
+it; a role of a tenant (admin, member, billing, viewer) sees and changes that tenant's things only."""
 _CHANGES: Final = frozenset({"post", "put", "patch", "delete"})
 # A request that names one of these may name one that does not exist.
 _NAMING: Final = frozenset(
@@ -48,11 +50,6 @@ _WORDS: Final = {
     413: f"The body has more than {BODY_BYTES_MAX} bytes.",
     424: "The engine does not answer as it should.",
     503: "A store does not answer.",
-}
-_SECURITY: Final[Mapping[Right, list[dict[str, list[str]]]]] = {
-    Right.PUBLIC: [],
-    Right.SERVICE: [{"adminKey": []}, {"serviceKey": []}],
-    Right.ADMIN: [{"adminKey": []}],
 }
 
 
@@ -75,7 +72,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     refusal = Refusal.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= refusal.pop("$defs") | {"Refusal": refusal}
     document["components"]["securitySchemes"] = {
-        "adminKey": {"type": "http", "scheme": "bearer", "description": "The admin key: `TAAS_ADMIN_KEY`."},
+        "adminKey": {"type": "http", "scheme": "bearer", "description": "An admin key."},
         "serviceKey": {
             "type": "http",
             "scheme": "bearer",
@@ -104,19 +101,28 @@ def _entry(app: FastAPI, method: str, path: str) -> str:
     )
 
 
-def _complete(operation: dict[str, Any], method: str, right: Right, schemas: Mapping[str, Any]) -> None:
-    operation["security"] = _SECURITY[right]
+def _complete(operation: dict[str, Any], method: str, roles: Set[Role], schemas: Mapping[str, Any]) -> None:
+    public = Role.NOBODY in roles
+    operation["security"] = [] if public else [{"adminKey": []}]
+    if not public:
+        operation["x-roles"] = sorted({Role.ROOT, *roles})
+        if Role.SERVICE in roles:
+            operation["security"].append({"serviceKey": []})
     responses = operation["responses"]
     responses.pop("422", None)
     for status, response in responses.items():
         response["description"] = _WORDS.get(int(status), "Done.")
         response["headers"] = {REQUEST_ID_HEADER: {"schema": {"type": "string"}}}
-    for status in _refusals(operation, method, right, schemas):
+    for status in _refusals(operation, method, schemas, public=public):
         responses.setdefault(str(status), {"content": _REFUSAL})["description"] = _WORDS[status]
     if method in _CHANGES:
         done = next(response for status, response in responses.items() if status.startswith("2"))
         effect = "`now`, or `pending`: it is saved, and takes effect when Redis is back."
         done["headers"][EFFECT_HEADER] = {"schema": {"enum": ["now", "pending"]}, "description": effect}
+        schema = {"type": "string", "minLength": 1, "maxLength": REASON_CHARS_MAX}
+        operation.setdefault("parameters", []).append(
+            _header(REASON_HEADER, "Why, for the audit log; in UTF-8.", schema)
+        )
     if method == "post":
         done["headers"][REPLAYED_HEADER] = {
             "schema": {"const": "true"},
@@ -124,13 +130,15 @@ def _complete(operation: dict[str, Any], method: str, right: Right, schemas: Map
         }
         schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
         said = "The same request again under the same key does nothing, and gets the first answer."
-        operation.setdefault("parameters", []).append(
-            {"name": PARAM, "in": "header", "required": False, "description": said, "schema": schema}
-        )
+        operation["parameters"].append(_header(PARAM, said, schema))
+
+
+def _header(name: str, said: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": said, "schema": schema}
 
 
 def _refusals(
-    operation: Mapping[str, Any], method: str, right: Right, schemas: Mapping[str, Any]
+    operation: Mapping[str, Any], method: str, schemas: Mapping[str, Any], *, public: bool
 ) -> Iterator[int]:
     parameters = operation.get("parameters", [])
     body = operation.get("requestBody")
@@ -139,7 +147,7 @@ def _refusals(
         reference = body["content"]["application/json"]["schema"]["$ref"]
         named |= set(schemas[reference.rpartition("/")[2]]["properties"])
         yield 413
-    if right is not Right.PUBLIC:
+    if not public:
         yield from (400, 401, 403, 503)
     if named & _NAMING or any(parameter["in"] == "path" for parameter in parameters):
         yield 404

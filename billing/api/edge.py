@@ -4,19 +4,26 @@ checked. Pure ASGI.
 It knows the rights of keys, not what the routes do.
 """
 
+import asyncio
 import hmac
+import re
 import secrets
 from typing import Final
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from billing.api.errors import REQUEST_ID_HEADER, error_response
-from billing.api.rights import Right, right_for
+from billing.accounts import admin_keys
+from billing.accounts.roles import NOBODY, Caller, Role
+from billing.api.errors import REQUEST_ID_HEADER, answer_to, error_response
+from billing.api.rights import RIGHTS, entry_of, may_call
 from billing.catalogue.api_keys import SECRET_PREFIX
 
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
+_ADMIN_KEY: Final = re.compile(admin_keys.SECRET_FORM.encode())
 
 
 class RequestId:
@@ -42,49 +49,67 @@ class RequestId:
 
 
 class Access:
-    """Lets a request through if its bearer key has the route's right (`rights.RIGHTS`). It compares in
-    constant time.
+    """Lets a request through if the role of its bearer key may call the route (`rights.RIGHTS`). The keys of
+    the settings are compared in constant time, admin keys are looked up by their hash.
     """
 
-    def __init__(self, app: ASGIApp, *, admin_key: str, service_key: str) -> None:
+    def __init__(self, app: ASGIApp, *, admin_key: str, service_key: str, engine: Engine) -> None:
         self._app = app
-        self._keys = ((Right.ADMIN, admin_key.encode()), (Right.SERVICE, service_key.encode()))
+        self._keys = ((Role.ROOT, admin_key.encode()), (Role.SERVICE, service_key.encode()))
+        self._engine = engine
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """401 without a known key, 403 with a key that has not this right."""
+        """401 without a known key, 403 with a key whose role must not do this; in the state of what is passed
+        on: `caller`, and `entry`, the route's key in the table of rights.
+        """
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         app: FastAPI = scope["app"]
-        needed = right_for(app, scope)
+        entry = entry_of(app, scope)
         presented = _bearer(Headers(scope=scope))
-        role = self._role(presented)
-        if needed is Right.PUBLIC or role is Right.ADMIN or role is needed:
-            scope.setdefault("state", {})["role"] = role
+        caller = self._known(presented)
+        if caller is NOBODY and not may_call(Role.NOBODY, entry) and _ADMIN_KEY.fullmatch(presented):
+            try:
+                caller = await asyncio.to_thread(self._find, presented.decode())
+            except OperationalError as exc:
+                await answer_to(Request(scope), exc)(scope, receive, send)
+                return
+        if may_call(caller.role, entry):
+            scope.setdefault("state", {}).update(caller=caller, entry=entry)
             await self._app(scope, receive, send)
-        elif role is Right.SERVICE:
-            message = (
-                "The service key reads receipts, what came of contracts and scrape targets, nothing "
-                "else; this takes the admin key."
+        elif caller is not NOBODY:
+            await error_response(403, _not_allowed(caller.role, entry), code="role_not_allowed")(
+                scope, receive, send
             )
-            await error_response(403, message, code="admin_key_required")(scope, receive, send)
-        elif presented.startswith(SECRET_PREFIX.encode()):
+        elif presented.startswith(SECRET_PREFIX.encode()) and not _ADMIN_KEY.fullmatch(presented):
             # The same text for every such key, so that it reveals nothing about this one.
-            message = "A tenant's API key has no rights here; this takes the admin key."
+            message = "A tenant's API key has no rights here; this takes an admin key."
             await error_response(403, message, code="admin_key_required")(scope, receive, send)
         else:
-            message = "Give the admin key as `Authorization: Bearer …`."
+            message = "Give an admin key as `Authorization: Bearer …`."
             await error_response(401, message, code="invalid_admin_key", headers=_CHALLENGE)(
                 scope, receive, send
             )
 
-    def _role(self, presented: bytes) -> Right:
-        """`public` for a caller without one of our keys. An unset key matches nobody."""
-        found = Right.PUBLIC
+    def _known(self, presented: bytes) -> Caller:
+        """Whose key of the settings it is. An unset key matches nobody."""
+        found = NOBODY
         for role, key in self._keys:
-            if hmac.compare_digest(presented, key) and key and found is Right.PUBLIC:
-                found = role
+            if hmac.compare_digest(presented, key) and key and found is NOBODY:
+                found = Caller(role.value, role)
         return found
+
+    def _find(self, secret: str) -> Caller:
+        with self._engine.begin() as connection:
+            return admin_keys.caller_with(connection, secret) or NOBODY
+
+
+def _not_allowed(role: Role, entry: str | None) -> str:
+    """What may be told: the table is in the API's document, which anybody may read."""
+    if entry is None or not (others := RIGHTS.get(entry)):
+        return f"The role `{role}` may not do this."
+    return f"The role `{role}` may not do this; these may: {', '.join(sorted(others))}."
 
 
 def _bearer(headers: Headers) -> bytes:

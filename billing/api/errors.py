@@ -15,13 +15,14 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from billing.refusals import Conflict, Invalid, NotFound, RequestRefused, Unreachable
+from billing.refusals import Conflict, Forbidden, Invalid, NotFound, RequestRefused, Unreachable
 
 _log = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 _STATUS_OF: Final[Mapping[type[RequestRefused], int]] = {
     Invalid: 400,
+    Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
     Unreachable: 424,

@@ -17,9 +17,11 @@ from sqlalchemy.exc import OperationalError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from billing.accounts import admin_keys
+from billing.accounts.roles import Caller, Role
 from billing.api.control import CLAIM
 from billing.api.errors import answer_to, error_response
-from billing.catalogue.api_keys import SECRET_FORM
+from billing.catalogue import api_keys
 from billing.idempotency import PARAM, IdempotencyClaim, StoredAnswer, find_answer, keep_answer
 from billing.refusals import RequestRefused
 
@@ -28,8 +30,8 @@ _log = logging.getLogger(__name__)
 HEADER: Final = "idempotency-key"
 REPLAYED_HEADER: Final = "idempotent-replayed"
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-# A tenant's key is shown once, and is only in that answer.
-_SECRET: Final = re.compile(f'"{SECRET_FORM}"'.encode())
+# A key is shown once, and is only in that answer.
+_SECRET: Final = re.compile(f'"({api_keys.SECRET_FORM}|{admin_keys.SECRET_FORM})"'.encode())
 
 
 class Idempotency:
@@ -55,9 +57,10 @@ class Idempotency:
             return
         whole = await receive()
         body = whole.get("body", b"")
-        claim = IdempotencyClaim.of(
-            scope["state"]["role"], keys[0], scope["path"].encode(), scope["query_string"], body
-        )
+        caller: Caller = scope["state"]["caller"]
+        # Root is called as earlier versions called it, so that what they did is not done again.
+        name = "admin" if caller.role is Role.ROOT else caller.actor
+        claim = IdempotencyClaim.of(name, keys[0], scope["path"].encode(), scope["query_string"], body)
         try:
             answer = await asyncio.to_thread(self._find, claim)
         except (RequestRefused, OperationalError) as exc:

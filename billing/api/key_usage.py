@@ -81,7 +81,7 @@ def show_usage(key_id: KeyPath, control: Control) -> dict[str, Any]:
     the key.
     """
     with control.reading() as connection:
-        key = api_keys.find(connection, key_id)
+        key = api_keys.find(connection, key_id, tenant_id=control.tenant_id)
         tenant = tenants.find(connection, key.tenant_id)
         now_ms = store.now_ms(connection)
         from_ms, until_ms = period_of(Per.MONTH, now_ms, tenant.time_zone)

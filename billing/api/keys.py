@@ -12,7 +12,6 @@ from billing.api.catalogue_answers import KeyAnswer, KeyMade, KeyRotated
 from billing.api.control import Control
 from billing.api.fields import Body, Label, ModelName, Moment, Name, TenantQuery
 from billing.api.paging import NameContains, PageQuery, listing
-from billing.api.projects import tenant_id_of
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import api_keys, projects, tenants
 from billing.catalogue.api_keys import ApiKey, KeyChange, Status
@@ -68,7 +67,7 @@ def create(body: NewKey, control: Control, response: Response) -> dict[str, Any]
         raise Invalid("A key must not expire before it is made.", param="expires_at_ms")
     response.headers["cache-control"] = "no-store"
     with control.changing(response) as connection:
-        tenant = tenants.find(connection, body.tenant)
+        tenant = control.tenant_named(connection, body.tenant)
         made = api_keys.create(
             connection, tenant.tenant_id, project=body.project, name=body.name,
             expires_at_ms=body.expires_at_ms, allowed_models=body.models,
@@ -87,7 +86,7 @@ def list_all(
 ) -> dict[str, Any]:
     """The keys of a tenant, or of all, oldest first, including revoked ones."""
     with control.reading() as connection:
-        tenant_id = tenant_id_of(connection, tenant)
+        tenant_id = control.tenant_asked(connection, tenant)
         found = api_keys.list_page(connection, asked, tenant_id=tenant_id, name=name, status=status)
         tenant_names = tenants.names(connection, [key.tenant_id for key in found.rows])
         project_names = projects.names(connection, [key.project_id for key in found.rows])
@@ -100,13 +99,14 @@ def list_all(
 def show(key_id: KeyPath, control: Control) -> dict[str, Any]:
     """One key, and when it was last used; never the key itself."""
     with control.reading() as connection:
-        return _named(connection, api_keys.find(connection, key_id))
+        return _named(connection, api_keys.find(connection, key_id, tenant_id=control.tenant_id))
 
 
 @router.patch("/{key_id}", response_model=KeyAnswer)
 def change(key_id: KeyPath, body: KeyChangeBody, control: Control, response: Response) -> dict[str, Any]:
     """Change a key's name, expiry or models. Every gateway applies it within a second."""
     with control.changing(response) as connection:
+        api_keys.find(connection, key_id, tenant_id=control.tenant_id)
         return _named(connection, api_keys.change(connection, key_id, body.change()))
 
 
@@ -117,6 +117,7 @@ def rotate(key_id: KeyPath, body: Rotation, control: Control, response: Response
     """
     response.headers["cache-control"] = "no-store"
     with control.changing(response) as connection:
+        api_keys.find(connection, key_id, tenant_id=control.tenant_id)
         ends_ms = int(time.time() * 1000) + body.overlap_seconds * 1000
         made = api_keys.rotate(connection, key_id, ends_ms=ends_ms)
         return {
@@ -130,6 +131,7 @@ def rotate(key_id: KeyPath, body: Rotation, control: Control, response: Response
 def revoke(key_id: KeyPath, control: Control, response: Response) -> dict[str, Any]:
     """Revoke a key, for good; every gateway refuses it within a second."""
     with control.changing(response) as connection:
+        api_keys.find(connection, key_id, tenant_id=control.tenant_id)
         return _named(connection, api_keys.revoke(connection, key_id))
 
 

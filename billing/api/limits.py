@@ -68,8 +68,9 @@ def list_all(
 ) -> dict[str, Any]:
     """The limits of a tenant and its keys, of one key, or all."""
     with control.reading() as connection:
-        named = tenant is not None or key_id is not None
-        subject = limits.find_subject(connection, tenant, key_id) if named else None
+        owner = tenant or control.tenant_id
+        named = owner is not None or key_id is not None
+        subject = limits.find_subject(connection, owner, key_id, only=control.tenant_id) if named else None
         found = limits.list_page(connection, asked, subject, model)
         names = tenants.names(connection, [limit.tenant_id for limit in found.rows])
         return listing(found, lambda limit: _shown(limit, names))

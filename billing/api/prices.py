@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import ConfigDict, Field
 from sqlalchemy import Connection
 
+from billing.accounts import audit_log
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import BackfillAnswer, PriceAnswer, PriceSet
 from billing.api.control import Control
@@ -173,15 +174,20 @@ def price_later(body: Backfill, control: Control, response: Response) -> dict[st
         scope = later.Scope(body.model, body.from_ms, until_ms, tenant_id)
         found = backfill(connection, scope, dry_run=body.dry_run)
         names = tenants.names(connection, [each.tenant_id for each in found])
-    priced = [each for each in found if each.price_id is not None]
+        priced = [each for each in found if each.price_id is not None]
+        figures = {
+            "requests": sum(each.requests for each in priced),
+            "amount": str(sum((each.amount or ZERO for each in priced), ZERO)),
+            "still_unpriced": sum(each.requests for each in found if each.price_id is None),
+        }
+        if priced and not body.dry_run:
+            audit_log.append(connection, "ledger", body.model, figures, tenant_id=tenant_id)
     return {
         "model": body.model,
         "dry_run": body.dry_run,
         "currency": "USD",
         "data": [_due(each, names) for each in priced],
-        "requests": sum(each.requests for each in priced),
-        "amount": str(sum((each.amount or ZERO for each in priced), ZERO)),
-        "still_unpriced": sum(each.requests for each in found if each.price_id is None),
+        **figures,
     }
 
 

@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
-from sqlalchemy import Connection
 
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import ProjectAnswer
@@ -36,7 +35,7 @@ class ProjectChange(Body):
 def create(body: NewProject, control: Control, response: Response) -> dict[str, Any]:
     """Create a project of a tenant."""
     with control.changing(response) as connection:
-        tenant = tenants.find(connection, body.tenant)
+        tenant = control.tenant_named(connection, body.tenant)
         return _shown(projects.create(connection, tenant.tenant_id, body.name), tenant.name)
 
 
@@ -50,7 +49,7 @@ def list_all(
 ) -> dict[str, Any]:
     """The projects of a tenant, or of all, oldest first."""
     with control.reading() as connection:
-        tenant_id = tenant_id_of(connection, tenant)
+        tenant_id = control.tenant_asked(connection, tenant)
         found = projects.list_page(connection, asked, tenant_id=tenant_id, name=name, archived=archived)
         names = tenants.names(connection, [project.tenant_id for project in found.rows])
         return listing(found, lambda project: _shown(project, names[project.tenant_id]))
@@ -60,14 +59,9 @@ def list_all(
 def change(project: NamePath, body: ProjectChange, control: Control, response: Response) -> dict[str, Any]:
     """Rename, archive, or restore a project. The keys of an archived project are refused; its usage stays."""
     with control.changing(response) as connection:
-        tenant = tenants.find(connection, body.tenant)
+        tenant = control.tenant_named(connection, body.tenant)
         changed = projects.change(connection, tenant.tenant_id, project, name=body.name, status=body.status)
         return _shown(changed, tenant.name)
-
-
-def tenant_id_of(connection: Connection, tenant: str | None) -> str | None:
-    """The id of the tenant that a query names, if it names one. Raises NotFound."""
-    return None if tenant is None else tenants.find(connection, tenant).tenant_id
 
 
 def _shown(project: Project, tenant_name: str) -> dict[str, Any]:

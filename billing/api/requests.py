@@ -4,13 +4,14 @@ tenants.
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Response
 
+from billing.accounts import audit_log
+from billing.accounts.roles import Role
 from billing.api.capacity_answers import StopAnswer
 from billing.api.control import Control
 from billing.api.fields import IdPath, TenantQuery
 from billing.api.query import KNOWN_QUERY
-from billing.api.rights import Right
 from billing.api.usage_answers import ReceiptAnswer
 from billing.catalogue import tenants
 from billing.catalogue.projection import announce_stop
@@ -21,13 +22,11 @@ router = APIRouter(prefix="/admin/v1/requests", tags=["requests"], dependencies=
 
 
 @router.get("/{request_id}", response_model=ReceiptAnswer, response_model_exclude_unset=True)
-def show(
-    request_id: IdPath, request: Request, control: Control, tenant: TenantQuery = None
-) -> dict[str, Any]:
+def show(request_id: IdPath, control: Control, tenant: TenantQuery = None) -> dict[str, Any]:
     """The receipt: produced, delivered, billed, absorbed, and why. With `tenant`, only if the request is that
     tenant's.
     """
-    if tenant is None and request.state.role is not Right.ADMIN:
+    if tenant is None and control.caller.role is Role.SERVICE:
         raise Invalid("Say whose request it is: the service key reads no others.", param="tenant")
     with control.reading() as connection:
         tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id
@@ -38,7 +37,7 @@ def show(
 
 
 @router.post("/{request_id}/stop", status_code=202, response_model=StopAnswer)
-def stop(request_id: IdPath, control: Control) -> dict[str, Any]:
+def stop(request_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Have the gateways stop a request; its tenant is not billed for it. 404 if it is unknown, 409 if it has
     ended.
     """
@@ -50,5 +49,9 @@ def stop(request_id: IdPath, control: Control) -> dict[str, Any]:
         raise Conflict(
             f"Request {request_id} has ended: {receipt.facts['ending']}.", param="request_id", code="ended"
         )
+    tenant_id = None if receipt is None else receipt.tenant
+    # Logged first: nothing is ordered that is in no log.
+    with control.changing(response) as connection:
+        audit_log.append(connection, "request", request_id, {"stopped": True}, tenant_id=tenant_id)
     announce_stop(control.redis, request_id)
     return {"request_id": request_id, "announced": True}

@@ -3,9 +3,10 @@
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import Field
 
+from billing.accounts import audit_log
 from billing.api.catalogue_answers import RestartOrdered
 from billing.api.control import Control
 from billing.api.fields import Body, NamePath
@@ -26,7 +27,7 @@ class Restart(Body):
 
 
 @router.post("/instances/{instance:path}/restart", status_code=202, response_model=RestartOrdered)
-def restart(instance: NamePath, body: Restart, control: Control) -> dict[str, Any]:
+def restart(instance: NamePath, body: Restart, control: Control, response: Response) -> dict[str, Any]:
     """Order the worker of a ready instance to drain it, to stop its engine, and to start it again from what
     catalogue and disk then have. The new engine has another epoch. Ordering it again changes nothing.
     """
@@ -45,6 +46,9 @@ def restart(instance: NamePath, body: Restart, control: Control) -> dict[str, An
             f"Instance {instance!r} is {entry.status.value}, and only a ready one can be restarted.",
             code="not_ready",
         )
-    order = json.dumps({"epoch": entry.epoch, "drain_s": body.drain_seconds})
-    control.redis.hset(redis_keys.RESTARTS, instance, order)
+    order = {"epoch": entry.epoch, "drain_s": body.drain_seconds}
+    # Logged first: nothing is ordered that is in no log.
+    with control.changing(response) as connection:
+        audit_log.append(connection, "restart", instance, order, tenant_id=None)
+    control.redis.hset(redis_keys.RESTARTS, instance, json.dumps(order))
     return {"instance": instance, "epoch": entry.epoch, "drain_seconds": body.drain_seconds}

@@ -1,118 +1,134 @@
-"""Who may call which route, in one table. A route that is not in it is for the admin only, and a test fails
-until it is added.
+"""Who may call which route, in one table. Root may call all of them; a route that is not in the table is for
+root only, and a test fails until it is added.
 
-The key of an entry is the method and the path's template, as `routes_of` reads them from the app.
+The key of an entry is the method and the path's template, as `routes_of` reads them from the app. That a role
+of a tenant gets only that tenant's things is for the routes themselves (`Control.tenant_id`).
 """
 
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
 from typing import Final
 
 from fastapi import FastAPI
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
+from billing.accounts.roles import OF_PLATFORM, OF_TENANT, Role
 
-class Right(StrEnum):
-    """What a caller must be. The admin may do whatever a service may."""
+_PUBLIC: Final = frozenset(Role)
+# All of the platform's roles read everything.
+_READ: Final = OF_PLATFORM
+# What runs, for whom, and how much of it.
+_OPERATE: Final = frozenset({Role.OPERATOR})
+# What it costs.
+_PRICE: Final = frozenset({Role.FINANCE})
+# What is agreed with tenants, and what they may spend.
+_SELL: Final = _OPERATE | _PRICE
+_SERVICE: Final = frozenset({Role.SERVICE})
+_OWN: Final = OF_TENANT
+_OWN_KEYS: Final = frozenset({Role.ADMIN, Role.MEMBER})
+_OWN_MONEY: Final = frozenset({Role.ADMIN, Role.BILLING})
+_OWN_ADMIN: Final = frozenset({Role.ADMIN})
 
-    PUBLIC = "public"
-    SERVICE = "service"
-    ADMIN = "admin"
-
-
-RIGHTS: Final[Mapping[str, Right]] = {
-    "GET /healthz": Right.PUBLIC,
+RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
+    "GET /healthz": _PUBLIC,
     # What the API can do is no secret, and a browser that opens a page has no key to send.
-    "GET /docs": Right.PUBLIC,
-    "GET /docs/{asset}": Right.PUBLIC,
-    "GET /openapi.json": Right.PUBLIC,
-    "HEAD /openapi.json": Right.PUBLIC,
-    "POST /admin/v1/tenants": Right.ADMIN,
-    "GET /admin/v1/tenants": Right.ADMIN,
-    "GET /admin/v1/tenants/{tenant:path}": Right.ADMIN,
-    "PATCH /admin/v1/tenants/{tenant:path}": Right.ADMIN,
-    "POST /admin/v1/projects": Right.ADMIN,
-    "GET /admin/v1/projects": Right.ADMIN,
-    "POST /admin/v1/keys": Right.ADMIN,
-    "GET /admin/v1/keys": Right.ADMIN,
-    "DELETE /admin/v1/keys/{key_id}": Right.ADMIN,
-    "PUT /admin/v1/limits": Right.ADMIN,
-    "GET /admin/v1/limits": Right.ADMIN,
-    "DELETE /admin/v1/limits": Right.ADMIN,
-    "PUT /admin/v1/budgets": Right.ADMIN,
-    "GET /admin/v1/budgets": Right.ADMIN,
-    "DELETE /admin/v1/budgets/{budget_id}": Right.ADMIN,
-    "PUT /admin/v1/budgets/{budget_id}/alerts": Right.ADMIN,
-    "DELETE /admin/v1/budgets/{budget_id}/alerts/{percent}": Right.ADMIN,
-    "POST /admin/v1/models": Right.ADMIN,
-    "GET /admin/v1/models": Right.ADMIN,
-    "GET /admin/v1/models/{name:path}": Right.ADMIN,
-    "PATCH /admin/v1/models/{name:path}": Right.ADMIN,
-    "POST /admin/v1/adapters": Right.ADMIN,
-    "GET /admin/v1/adapters": Right.ADMIN,
-    "PATCH /admin/v1/adapters/{name:path}": Right.ADMIN,
-    "GET /admin/v1/pools": Right.ADMIN,
-    "GET /admin/v1/pools/{pool:path}": Right.ADMIN,
-    "PATCH /admin/v1/pools/{pool:path}": Right.ADMIN,
-    "GET /admin/v1/launches": Right.SERVICE,
-    "PUT /admin/v1/launches/{pool:path}": Right.ADMIN,
-    "DELETE /admin/v1/launches/{pool:path}": Right.ADMIN,
-    "GET /admin/v1/autoscaling": Right.ADMIN,
-    "PUT /admin/v1/autoscaling/{pool:path}": Right.ADMIN,
-    "GET /admin/v1/autoscaling/{pool:path}": Right.ADMIN,
-    "DELETE /admin/v1/autoscaling/{pool:path}": Right.ADMIN,
-    "POST /admin/v1/calibrations": Right.ADMIN,
-    "GET /admin/v1/calibrations": Right.ADMIN,
-    "POST /admin/v1/calibrations/absorbed": Right.ADMIN,
-    "POST /admin/v1/contracts": Right.ADMIN,
-    "GET /admin/v1/contracts": Right.ADMIN,
-    "POST /admin/v1/contracts/quote": Right.ADMIN,
-    "GET /admin/v1/contracts/{contract_id}": Right.ADMIN,
-    "POST /admin/v1/contracts/{contract_id}/sign": Right.ADMIN,
-    "POST /admin/v1/contracts/{contract_id}/withdraw": Right.ADMIN,
-    "POST /admin/v1/contracts/{contract_id}/notice": Right.ADMIN,
-    "POST /admin/v1/contracts/{contract_id}/amend": Right.ADMIN,
-    "GET /admin/v1/contracts/{contract_id}/history": Right.ADMIN,
-    "POST /admin/v1/reclaims": Right.ADMIN,
-    "GET /admin/v1/reclaims": Right.ADMIN,
-    "GET /admin/v1/reclaims/{reclaim_id}": Right.ADMIN,
-    "POST /admin/v1/reclaims/{reclaim_id}/release": Right.ADMIN,
-    "POST /admin/v1/reclaims/{reclaim_id}/cancel": Right.ADMIN,
-    "GET /admin/v1/plan": Right.ADMIN,
-    "POST /admin/v1/machines": Right.ADMIN,
-    "GET /admin/v1/machines": Right.ADMIN,
-    "GET /admin/v1/economics": Right.ADMIN,
-    "GET /admin/v1/economics/plan": Right.ADMIN,
-    "POST /admin/v1/economics/what-if": Right.ADMIN,
-    "POST /admin/v1/instances": Right.ADMIN,
-    "GET /admin/v1/instances": Right.ADMIN,
-    "DELETE /admin/v1/instances/{instance:path}": Right.ADMIN,
-    "POST /admin/v1/instances/{instance:path}/restart": Right.ADMIN,
-    "POST /admin/v1/prices": Right.ADMIN,
-    "GET /admin/v1/prices": Right.ADMIN,
-    "DELETE /admin/v1/prices/{price_id}": Right.ADMIN,
-    "POST /admin/v1/prices/backfill": Right.ADMIN,
-    "POST /admin/v1/cost-prices": Right.ADMIN,
-    "GET /admin/v1/cost-prices": Right.ADMIN,
-    "DELETE /admin/v1/cost-prices/{price_id}": Right.ADMIN,
-    "GET /admin/v1/keys/{key_id}": Right.ADMIN,
-    "GET /admin/v1/keys/{key_id}/usage": Right.SERVICE,
-    "PATCH /admin/v1/keys/{key_id}": Right.ADMIN,
-    "POST /admin/v1/keys/{key_id}/rotate": Right.ADMIN,
-    "PATCH /admin/v1/projects/{project}": Right.ADMIN,
-    "GET /admin/v1/usage": Right.ADMIN,
-    "GET /admin/v1/provider-usage": Right.ADMIN,
-    "GET /admin/v1/audit": Right.ADMIN,
-    "GET /admin/v1/capacity": Right.SERVICE,
-    "GET /admin/v1/scrape-targets": Right.SERVICE,
-    "GET /admin/v1/instances/{instance:path}/evidence": Right.ADMIN,
-    "GET /admin/v1/evidence-key": Right.ADMIN,
-    "GET /admin/v1/batches": Right.ADMIN,
-    "GET /admin/v1/batches/{batch}": Right.ADMIN,
-    "POST /admin/v1/batches/{batch}/cancel": Right.ADMIN,
-    "GET /admin/v1/requests/{request_id}": Right.SERVICE,
-    "POST /admin/v1/requests/{request_id}/stop": Right.ADMIN,
+    "GET /docs": _PUBLIC,
+    "GET /docs/{asset}": _PUBLIC,
+    "GET /openapi.json": _PUBLIC,
+    "HEAD /openapi.json": _PUBLIC,
+    "POST /admin/v1/tenants": _OPERATE,
+    "GET /admin/v1/tenants": _READ | _OWN,
+    "GET /admin/v1/tenants/{tenant:path}": _READ | _OWN,
+    "PATCH /admin/v1/tenants/{tenant:path}": _OPERATE,
+    "POST /admin/v1/projects": _OPERATE | _OWN_ADMIN,
+    "GET /admin/v1/projects": _READ | _OWN,
+    "PATCH /admin/v1/projects/{project}": _OPERATE | _OWN_ADMIN,
+    "POST /admin/v1/keys": _OPERATE | _OWN_KEYS,
+    "GET /admin/v1/keys": _READ | _OWN,
+    "GET /admin/v1/keys/{key_id}": _READ | _OWN,
+    "GET /admin/v1/keys/{key_id}/usage": _READ | _OWN | _SERVICE,
+    "PATCH /admin/v1/keys/{key_id}": _OPERATE | _OWN_KEYS,
+    "POST /admin/v1/keys/{key_id}/rotate": _OPERATE | _OWN_KEYS,
+    "DELETE /admin/v1/keys/{key_id}": _OPERATE | _OWN_KEYS,
+    "PUT /admin/v1/limits": _OPERATE,
+    "GET /admin/v1/limits": _READ | _OWN,
+    "DELETE /admin/v1/limits": _OPERATE,
+    "PUT /admin/v1/budgets": _SELL | _OWN_MONEY,
+    "GET /admin/v1/budgets": _READ | _OWN,
+    "DELETE /admin/v1/budgets/{budget_id}": _SELL | _OWN_MONEY,
+    # Alerts make billing send to a URL: not to one that a tenant chooses.
+    "PUT /admin/v1/budgets/{budget_id}/alerts": _SELL,
+    "DELETE /admin/v1/budgets/{budget_id}/alerts/{percent}": _SELL,
+    "POST /admin/v1/models": _OPERATE,
+    "GET /admin/v1/models": _READ,
+    "GET /admin/v1/models/{name:path}": _READ,
+    "PATCH /admin/v1/models/{name:path}": _OPERATE,
+    "POST /admin/v1/adapters": _OPERATE,
+    "GET /admin/v1/adapters": _READ,
+    "PATCH /admin/v1/adapters/{name:path}": _OPERATE,
+    "GET /admin/v1/pools": _READ,
+    "GET /admin/v1/pools/{pool:path}": _READ,
+    "PATCH /admin/v1/pools/{pool:path}": _OPERATE,
+    "GET /admin/v1/launches": _READ | _SERVICE,
+    "PUT /admin/v1/launches/{pool:path}": _OPERATE,
+    "DELETE /admin/v1/launches/{pool:path}": _OPERATE,
+    "GET /admin/v1/autoscaling": _READ,
+    "PUT /admin/v1/autoscaling/{pool:path}": _OPERATE,
+    "GET /admin/v1/autoscaling/{pool:path}": _READ,
+    "DELETE /admin/v1/autoscaling/{pool:path}": _OPERATE,
+    "POST /admin/v1/calibrations": _OPERATE,
+    "GET /admin/v1/calibrations": _READ,
+    "POST /admin/v1/calibrations/absorbed": _OPERATE,
+    "POST /admin/v1/contracts": _SELL,
+    "GET /admin/v1/contracts": _READ | _OWN,
+    # It holds nothing.
+    "POST /admin/v1/contracts/quote": _READ,
+    "GET /admin/v1/contracts/{contract_id}": _READ | _OWN,
+    "POST /admin/v1/contracts/{contract_id}/sign": _SELL,
+    "POST /admin/v1/contracts/{contract_id}/withdraw": _SELL,
+    "POST /admin/v1/contracts/{contract_id}/notice": _SELL,
+    "POST /admin/v1/contracts/{contract_id}/amend": _SELL,
+    "GET /admin/v1/contracts/{contract_id}/history": _READ | _OWN,
+    "POST /admin/v1/reclaims": _OPERATE,
+    "GET /admin/v1/reclaims": _READ,
+    "GET /admin/v1/reclaims/{reclaim_id}": _READ,
+    "POST /admin/v1/reclaims/{reclaim_id}/release": _OPERATE,
+    "POST /admin/v1/reclaims/{reclaim_id}/cancel": _OPERATE,
+    "GET /admin/v1/plan": _READ,
+    "POST /admin/v1/machines": _SELL,
+    "GET /admin/v1/machines": _READ,
+    "GET /admin/v1/economics": _READ,
+    "GET /admin/v1/economics/plan": _READ,
+    "POST /admin/v1/economics/what-if": _READ,
+    "POST /admin/v1/instances": _OPERATE,
+    "GET /admin/v1/instances": _READ,
+    "DELETE /admin/v1/instances/{instance:path}": _OPERATE,
+    "POST /admin/v1/instances/{instance:path}/restart": _OPERATE,
+    "GET /admin/v1/instances/{instance:path}/evidence": _READ,
+    "GET /admin/v1/evidence-key": _READ,
+    "POST /admin/v1/prices": _PRICE,
+    "GET /admin/v1/prices": _READ,
+    "DELETE /admin/v1/prices/{price_id}": _PRICE,
+    "POST /admin/v1/prices/backfill": _PRICE,
+    "POST /admin/v1/cost-prices": _PRICE,
+    "GET /admin/v1/cost-prices": _READ,
+    "DELETE /admin/v1/cost-prices/{price_id}": _PRICE,
+    "GET /admin/v1/usage": _READ,
+    "GET /admin/v1/provider-usage": _READ,
+    "GET /admin/v1/audit": _READ,
+    "GET /admin/v1/audit-log": _READ | _OWN_ADMIN,
+    "GET /admin/v1/capacity": _READ | _SERVICE,
+    "GET /admin/v1/scrape-targets": _READ | _SERVICE,
+    "GET /admin/v1/batches": _READ | _OWN,
+    "GET /admin/v1/batches/{batch}": _READ | _OWN,
+    "POST /admin/v1/batches/{batch}/cancel": _OPERATE | _OWN_KEYS,
+    "GET /admin/v1/requests/{request_id}": _READ | _SERVICE,
+    "POST /admin/v1/requests/{request_id}/stop": _OPERATE,
+    "POST /admin/v1/admin-keys": _OPERATE | _OWN_ADMIN,
+    "GET /admin/v1/admin-keys": _READ | _OWN_ADMIN,
+    "GET /admin/v1/admin-keys/{key_id}": _READ | _OWN_ADMIN,
+    "POST /admin/v1/admin-keys/{key_id}/rotate": _OPERATE | _OWN_ADMIN,
+    "DELETE /admin/v1/admin-keys/{key_id}": _OPERATE | _OWN_ADMIN,
 }
 
 
@@ -127,11 +143,18 @@ def routes_of(app: FastAPI) -> Iterator[str]:
             yield f"{method} {route.path}"
 
 
-def right_for(app: FastAPI, scope: Scope) -> Right:
-    """The right that this request needs. Unknown paths and methods need the admin's, so that nobody else
-    learns which ones exist.
-    """
+def entry_of(app: FastAPI, scope: Scope) -> str | None:
+    """The key of the entry of this request's route; None: there is no such route."""
     for route in app.routes:
         if isinstance(route, Route) and route.matches(scope)[0] is Match.FULL:
-            return RIGHTS.get(f"{scope['method']} {route.path}", Right.ADMIN)
-    return Right.ADMIN
+            return f"{scope['method']} {route.path}"
+    return None
+
+
+def may_call(role: Role, entry: str | None) -> bool:
+    """Whether this role may call the route. That a route does not exist is told to the platform's roles only,
+    so that nobody else learns which ones do.
+    """
+    if role is Role.ROOT:
+        return True
+    return role in (OF_PLATFORM if entry is None else RIGHTS.get(entry, frozenset()))

@@ -87,16 +87,19 @@ def list_all(
     """Tenants by name; archived ones with `archived`, or with that status."""
     with control.reading() as connection:
         return listing(
-            tenants.list_page(connection, asked, name=name, status=status, kind=kind, archived=archived),
+            tenants.list_page(
+                connection, asked, name=name, status=status, kind=kind, archived=archived,
+                only=control.tenant_id,
+            ),
             shown,
-        )
+        )  # fmt: skip
 
 
 @router.get("/{tenant:path}", response_model=TenantAnswer)
 def show(tenant: NamePath, control: Control) -> dict[str, Any]:
     """One tenant, by id or name."""
     with control.reading() as connection:
-        return shown(tenants.find(connection, tenant))
+        return shown(control.tenant_named(connection, tenant))
 
 
 @router.patch("/{tenant:path}", response_model=TenantAnswer)

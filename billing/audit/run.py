@@ -12,6 +12,7 @@ from typing import Final
 import redis
 from sqlalchemy import Engine
 
+from billing.accounts import audit_log
 from billing.audit.clocks import check_clocks, difference_ms
 from billing.audit.engine_counters import Absorbed, CounterPoller
 from billing.audit.reading import AuditReading, read_all, snapshot
@@ -48,7 +49,7 @@ class Auditor:
 
     def audit(self, *, wait_ms: int = 5_000, check_facts: bool = True) -> AuditReport:
         """Audit now. While something seems unexplained it reads again, for up to `wait_ms`: a residual is
-        real if two readings agree on it. `check_facts` reads the whole ledger back.
+        real if two readings agree on it. `check_facts` reads the whole ledger and the audit log back.
         """
         deadline = time.monotonic() + wait_ms / 1000
         reconciled: list[Reconciliation] = []
@@ -116,4 +117,5 @@ class Auditor:
             findings += check_clocks(difference_ms(connection, self._client))
             if check_facts:
                 findings += check_ledger(connection)
+                findings += audit_log.check(connection)
         return AuditReport(by_instance(reading.balances), tuple(findings))

@@ -120,10 +120,10 @@ def create(
     return NewApiKey(_key(row), secret)
 
 
-def find(connection: Connection, key_id: str) -> ApiKey:
-    """By id, revoked or not. Raises NotFound."""
+def find(connection: Connection, key_id: str, *, tenant_id: str | None = None) -> ApiKey:
+    """By id, revoked or not; with a tenant, only one of that tenant. Raises NotFound."""
     row = connection.execute(_QUERY.where(table.c.key_id == key_id)).one_or_none()
-    if row is None:
+    if row is None or tenant_id not in {None, row.tenant_id}:
         raise NotFound(f"There is no key {key_id!r}; `taas key list` shows those that are.", param="key_id")
     return _key(row)
 

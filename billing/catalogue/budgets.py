@@ -86,15 +86,24 @@ _BY_TENANT: Final[Order[Budget]] = Order(
 )
 
 
-def find_whose(connection: Connection, tenant: str | None, project: str | None, key_id: str | None) -> Whose:
-    """The owner by name. Raises NotFound; Invalid if nobody is named, or if a project and a key are."""
+def find_whose(
+    connection: Connection,
+    tenant: str | None,
+    project: str | None,
+    key_id: str | None,
+    *,
+    only: str | None = None,
+) -> Whose:
+    """The owner by name; with `only`, within this tenant. Raises NotFound; Invalid if nobody is named, or
+    if a project and a key are.
+    """
     if project is not None and key_id is not None:
         raise Invalid("A budget is a project's or a key's, not both.", param="key_id")
     if key_id is not None:
-        return Whose(limits.find_subject(connection, tenant, key_id).tenant_id, None, key_id)
+        return Whose(limits.find_subject(connection, tenant, key_id, only=only).tenant_id, None, key_id)
     if tenant is None:
         raise Invalid("Name the tenant or the key whose budget it is.", param="tenant")
-    tenant_id = tenants.find(connection, tenant).tenant_id
+    tenant_id = tenants.find(connection, tenant, only=only).tenant_id
     project_id = None if project is None else projects.find(connection, tenant_id, project).project_id
     return Whose(tenant_id, project_id, None)
 
@@ -139,10 +148,10 @@ def remove(connection: Connection, budget_id: str) -> Budget:
     return found
 
 
-def find(connection: Connection, budget_id: str) -> Budget:
-    """By id. Raises NotFound."""
+def find(connection: Connection, budget_id: str, *, tenant_id: str | None = None) -> Budget:
+    """By id; with a tenant, only one of that tenant. Raises NotFound."""
     row = connection.execute(_select().where(table.c.budget_id == budget_id)).one_or_none()
-    if row is None:
+    if row is None or tenant_id not in {None, row.tenant_id}:
         raise NotFound(
             f"There is no budget {budget_id!r}; `taas budget list` shows those that are.", param="budget_id"
         )

@@ -51,18 +51,20 @@ _BY_SUBJECT: Final[Order[StoredLimit]] = Order(
 )
 
 
-def find_subject(connection: Connection, tenant: str | None, key_id: str | None) -> Subject:
-    """The owner of a limit by name. Raises NotFound; Invalid if neither is named or the key is not the
-    tenant's.
+def find_subject(
+    connection: Connection, tenant: str | None, key_id: str | None, *, only: str | None = None
+) -> Subject:
+    """The owner of a limit by name; with `only`, within this tenant. Raises NotFound; Invalid if neither is
+    named or the key is not the tenant's.
     """
     if key_id is not None:
-        key = api_keys.find(connection, key_id)
-        if tenant is not None and tenants.find(connection, tenant).tenant_id != key.tenant_id:
+        key = api_keys.find(connection, key_id, tenant_id=only)
+        if tenant is not None and tenants.find(connection, tenant, only=only).tenant_id != key.tenant_id:
             raise Invalid(f"The key {key_id!r} is not one of tenant {tenant!r}.", param="key_id")
         return Subject(key.tenant_id, key.key_id)
     if tenant is None:
         raise Invalid("Name the tenant or the key whose limit it is.", param="tenant")
-    return Subject(tenants.find(connection, tenant).tenant_id, None)
+    return Subject(tenants.find(connection, tenant, only=only).tenant_id, None)
 
 
 def put(connection: Connection, subject: Subject, model: str, given: Mapping[str, int | None]) -> StoredLimit:

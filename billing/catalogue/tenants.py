@@ -80,12 +80,12 @@ def create(
     return _tenant(row)
 
 
-def find(connection: Connection, tenant: str, *, param: str = "tenant") -> Tenant:
-    """By id or name. Raises NotFound."""
+def find(connection: Connection, tenant: str, *, param: str = "tenant", only: str | None = None) -> Tenant:
+    """By id or name. Raises NotFound; with `only`, an id, for every other tenant."""
     row = connection.execute(
         select(table).where(or_(table.c.tenant_id == tenant, table.c.name == tenant))
     ).one_or_none()
-    if row is None:
+    if row is None or only not in {None, row.tenant_id}:
         raise NotFound(
             f"There is no tenant {tenant!r}; `taas tenant list` shows those that are.", param=param
         )
@@ -100,9 +100,14 @@ def list_page(
     status: Status | None = None,
     kind: Kind | None = None,
     archived: bool = False,
+    only: str | None = None,
 ) -> Page[Tenant]:
-    """Tenants by name, those whose name contains `name`; archived ones only if asked for."""
+    """Tenants by name, those whose name contains `name`; archived ones only if asked for. `only`: this one,
+    by id.
+    """
     query = select(table)
+    if only is not None:
+        query = query.where(table.c.tenant_id == only)
     if name is not None:
         query = query.where(contains(table.c.name, name))
     if kind is not None:

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+import billing.schema.accounts
 import billing.schema.batches
 import billing.schema.budgets
 import billing.schema.capacity

@@ -11,7 +11,7 @@ from deploy.cli.output import json_option, print_json, print_table
 _WRONG: Final = frozenset(
     {
         "residual", "request_unknown", "request_differs", "ledger_unbalanced", "ledger_incomplete",
-        "ledger_mispriced", "totals_differ", "chain_broken",
+        "ledger_mispriced", "totals_differ", "chain_broken", "audit_log_differs",
     }
 )  # fmt: skip
 _IDS_SHOWN: Final = 3
@@ -26,7 +26,7 @@ def audit(context: click.Context, as_json: bool) -> None:
     The
     residual is what nothing explains; it should be 0, also while requests run. Pairs are
     prompt/generation. The exit status is 1
-    if there is a residual or an error in the ledger.
+    if there is a residual, an error in the ledger, or an entry of the audit log that was changed.
     """
     report = call("GET", "audit")
     if as_json:

@@ -10,6 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, MetaData, create_engine, select, text
 
+import billing.schema.accounts
 import billing.schema.batches
 import billing.schema.capacity
 import billing.schema.catalogue

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, create_engine
 
+from billing.accounts.roles import OF_TENANT, Role
 from billing.api.app import build_app
 from billing.settings import BillingSettings
 
@@ -120,6 +121,33 @@ def admin(app: FastAPI) -> Iterator[TestClient]:
     headers = {"authorization": f"Bearer {ADMIN_KEY}"}
     with Documented(app, raise_server_exceptions=False, headers=headers) as client:
         yield client
+
+
+KeyOf = Callable[[Role], str]
+
+
+def bearing(key: str) -> dict[str, str]:
+    """The headers of a caller with this key."""
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def key_of(admin: TestClient) -> KeyOf:
+    """The key of a caller of this role; those of a tenant are of `acme`."""
+    settings = {Role.ROOT: ADMIN_KEY, Role.SERVICE: SERVICE_KEY}
+
+    def key(role: Role) -> str:
+        if role in settings:
+            return settings[role]
+        if role in OF_TENANT and admin.get("/admin/v1/tenants/acme").status_code == 404:
+            assert admin.post("/admin/v1/tenants", json={"name": "acme"}).status_code == 201
+        body = {"role": role.value} | ({"tenant": "acme"} if role in OF_TENANT else {})
+        answer = admin.post("/admin/v1/admin-keys", json=body)
+        assert answer.status_code == 201, answer.text
+        secret: str = answer.json()["key"]
+        return secret
+
+    return key
 
 
 @pytest.fixture

@@ -337,7 +337,7 @@ def test_a_stop_is_announced_to_the_gateways(admin: TestClient, raw_redis):
     raw_redis.sadd(redis_keys.CELLS, "c")
     raw_redis.hset(redis_keys.reservation("c", "req_1"), "state", "waiting")
     assert admin.post("/admin/v1/requests/req_1/stop").status_code == 202
-    ((_, fields),) = raw_redis.xrange(redis_keys.CHANGES)
+    ((_, fields),) = raw_redis.xrevrange(redis_keys.CHANGES, count=1)
     assert fields == {b"kind": b"stop", b"id": b"req_1"}
 
 

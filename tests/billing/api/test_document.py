@@ -13,10 +13,14 @@ from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 from msgspec.structs import replace
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
-from billing.api.rights import RIGHTS, Right
+from billing.accounts import admin_keys
+from billing.accounts.audit_log import check
+from billing.accounts.roles import Role
+from billing.api.rights import RIGHTS
 from billing.ledger.entries import ReceivedEvent, record_events
+from billing.schema.accounts import audit_log
 from tests.billing.api.conftest import operation_of
 from tests.billing.events import event
 
@@ -44,15 +48,14 @@ def test_it_is_a_valid_document_of_every_route(app: FastAPI, document: dict[str,
 
 
 def test_each_operation_says_its_right_its_answer_and_its_refusals(document: dict[str, Any]):
-    rights = {re.sub(":path", "", route): right for route, right in RIGHTS.items()}
-    schemes = {
-        Right.PUBLIC: [],
-        Right.SERVICE: [{"adminKey": []}, {"serviceKey": []}],
-        Right.ADMIN: [{"adminKey": []}],
-    }
+    rights = {re.sub(":path", "", route): roles for route, roles in RIGHTS.items()}
     ids = set()
     for method, path, operation in operations(document):
-        assert operation["security"] == schemes[rights[f"{method} {path}"]], path
+        roles = rights[f"{method} {path}"]
+        public = Role.NOBODY in roles
+        assert operation.get("x-roles") == (None if public else sorted({"root", *roles})), path
+        schemes = [] if public else ["adminKey"] + ["serviceKey"] * (Role.SERVICE in roles)
+        assert [name for each in operation["security"] for name in each] == schemes, path
         ids.add(operation["operationId"])
         assert not {"422", "default"} & set(operation["responses"])
         for status, response in operation["responses"].items():
@@ -70,8 +73,8 @@ def test_each_operation_says_its_right_its_answer_and_its_refusals(document: dic
 
 
 def test_no_value_is_left_unsaid(document: dict[str, Any]):
-    """Every field has a type; only what a contract's history, a decision and a provider's usage hold beside
-    is free.
+    """Every field has a type; only what a contract's history, a decision, a provider's usage and the audit
+    log hold beside is free.
     """
     free = []
 
@@ -94,7 +97,7 @@ def test_no_value_is_left_unsaid(document: dict[str, Any]):
         walk(schema, name)
     assert {re.sub(r"\.\d", "", place) for place in free} == {
         "HistoryEntry.detail.*", "ReclaimEntry.detail.*", "ReceiptAnswer.decision.*",
-        "ReceiptProvider.usage.*",
+        "ReceiptProvider.usage.*", "AuditEntry.before.*", "AuditEntry.after.*",
     }  # fmt: skip
 
 
@@ -138,13 +141,16 @@ def validator(document: dict[str, Any], name: str) -> Draft202012Validator:
 
 
 class Checked:
-    """Holds every answer against the document, and knows which operations have succeeded."""
+    """Holds every answer against the document. It knows which operations have succeeded, and by the ids of
+    their requests those that changed something.
+    """
 
     def __init__(self, app: FastAPI, admin: TestClient) -> None:
         self._app = app
         self._admin = admin
         self._components = app.openapi()["components"]
         self.succeeded: set[str] = set()
+        self.changes: dict[str, str] = {}
 
     def __call__(self, method: str, path: str, /, **body: Any) -> Any:
         full = path if path.startswith("/") else f"/admin/v1/{path}"
@@ -158,6 +164,8 @@ class Checked:
         assert [error.message for error in checker.iter_errors(answer.json())] == [], (path, answer.text)
         if answer.is_success:
             self.succeeded.add(operation["operationId"])
+            if method != "GET" and not body.get("dry_run") and not path.endswith(("/quote", "/what-if")):
+                self.changes[answer.headers["x-request-id"]] = f"{method} {path}"
         return answer.json()
 
 
@@ -271,6 +279,11 @@ def test_what_every_operation_answers_is_what_the_document_says(
                  f"contracts/{draft}/history", "tenants/acme", f"keys/{key}", f"keys/{key}/usage",
                  "models/m", "pools/m", "autoscaling", "autoscaling/m", "batches", "/healthz"):  # fmt: skip
         ask("GET", path)
+    admin_key = ask("POST", "admin-keys", role="finance")["key_id"]
+    ask("POST", f"admin-keys/{admin_key}/rotate", overlap_seconds=5)
+    for path in ("admin-keys", f"admin-keys/{admin_key}", "audit-log"):
+        ask("GET", path)
+    ask("DELETE", f"admin-keys/{admin_key}")
     ask("DELETE", f"limits?key_id={key}")
     ask("DELETE", "instances/i-1")
     ask("DELETE", "launches/m")
@@ -280,6 +293,31 @@ def test_what_every_operation_answers_is_what_the_document_says(
     # tests of their own.
     alone = {"requests_stop", "instances_restart", "evidence_show", "evidence_show_key"}
     assert every - ask.succeeded == alone | {"batches_show", "batches_cancel"}
+
+
+def test_every_operation_that_changes_something_is_an_entry_of_the_audit_log(
+    app: FastAPI, admin: TestClient, database: Engine
+):
+    ask = Checked(app, admin)
+    secret = ask("POST", "admin-keys", role="finance")["key"]
+    key = ask_the_catalogue(ask, database)
+    ask_about_capacity(ask)
+    ask("DELETE", f"limits?key_id={key}")
+    for path in ("instances/i-1", "launches/m", "autoscaling/m"):
+        ask("DELETE", path)
+    ask("POST", "instances", model="m", url="http://127.0.0.1:2", key="engine-secret", force=True)
+    with database.connect() as connection:
+        rows = connection.execute(select(audit_log)).all()
+        assert check(connection) == []
+    logged = {row.request_id: row for row in rows}
+    assert {what for request_id, what in ask.changes.items() if request_id not in logged} == set()
+    assert {request_id for request_id in logged if request_id not in ask.changes} == set()
+    assert {row.action for row in rows} <= {re.sub(":path", "", route) for route in RIGHTS}
+    assert {(row.actor, row.role) for row in rows} == {("root", "root")}
+    for row in rows:
+        assert row.before is not None or row.after is not None
+        for hidden in (secret, "engine-secret", admin_keys.hash_of(secret)):
+            assert hidden not in str(row)
 
 
 def test_the_page_that_shows_it_needs_nothing_from_elsewhere(nobody: TestClient):

@@ -1,0 +1,1 @@
+"""Tests of accounts: roles, admin keys, the audit log."""
