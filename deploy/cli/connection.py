@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 import click
 
+from deploy.cli.why import reason
+
 if TYPE_CHECKING:
     import httpx
 
@@ -78,7 +80,7 @@ def call(
                 f"{address.url.rstrip('/')}/admin/v1/{'/'.join(quote(step, safe='') for step in path)}",
                 params={name: value for name, value in (query or {}).items() if value is not None},
                 json=body,
-                headers={"authorization": f"Bearer {address.key}", **_idempotency_key(method)},
+                headers=_headers(method, address.key),
             )
         )
     except httpx.ConnectError as exc:
@@ -96,9 +98,15 @@ def call(
     return _json(answer.content, address.url)
 
 
-def _idempotency_key(method: str) -> dict[str, str]:
-    """A key of its own for each POST: it may be sent again, and is done once."""
-    return {"idempotency-key": uuid.uuid4().hex} if method == "POST" else {}
+def _headers(method: str, key: str) -> dict[bytes, bytes]:
+    """An idempotency key of its own for each POST: it may be sent again, and is done once."""
+    headers = {"authorization": f"Bearer {key}"}
+    if method == "POST":
+        headers["idempotency-key"] = uuid.uuid4().hex
+    if method != "GET" and (why := reason()) is not None:
+        headers["x-reason"] = why
+    # Reasons are in UTF-8.
+    return {name.encode(): value.encode() for name, value in headers.items()}
 
 
 def _send(request: "httpx.Request") -> "httpx.Response":

@@ -7,21 +7,26 @@ from typing import Final
 
 import click
 
+from deploy.cli.why import offer
+
+_PROCESSES: Final = "deploy.cli.processes"
+
 # In the order in which the help shows them: name → module and attribute.
 _COMMANDS: Final = {
-    "up": ("deploy.cli.processes", "up"),
-    "down": ("deploy.cli.processes", "down"),
-    "status": ("deploy.cli.processes", "status"),
-    "gateway": ("deploy.cli.processes", "gateway"),
-    "worker": ("deploy.cli.processes", "worker"),
-    "launcher": ("deploy.cli.processes", "launcher"),
-    "billing": ("deploy.cli.processes", "billing"),
+    "up": (_PROCESSES, "up"),
+    "down": (_PROCESSES, "down"),
+    "status": (_PROCESSES, "status"),
+    "gateway": (_PROCESSES, "gateway"),
+    "worker": (_PROCESSES, "worker"),
+    "launcher": (_PROCESSES, "launcher"),
+    "billing": (_PROCESSES, "billing"),
     "apply": ("deploy.cli.apply", "apply"),
     "export": ("deploy.cli.apply", "export"),
-    "batch-service": ("deploy.cli.processes", "batch_service"),
+    "batch-service": (_PROCESSES, "batch_service"),
     "tenant": ("deploy.cli.tenant", "tenant"),
     "project": ("deploy.cli.project", "project"),
     "key": ("deploy.cli.key", "key"),
+    "admin-key": ("deploy.cli.admin_key", "admin_key"),
     "limit": ("deploy.cli.limit", "limit"),
     "budget": ("deploy.cli.budget", "budget"),
     "model": ("deploy.cli.model", "model"),
@@ -39,6 +44,7 @@ _COMMANDS: Final = {
     "price": ("deploy.cli.price", "price"),
     "usage": ("deploy.cli.usage", "usage"),
     "audit": ("deploy.cli.audit", "audit"),
+    "audit-log": ("deploy.cli.audit_log", "audit_log"),
     "reconcile": ("deploy.cli.reconcile", "reconcile"),
     "batch": ("deploy.cli.batch", "batch"),
     "request": ("deploy.cli.request", "request"),
@@ -54,7 +60,7 @@ class _Commands(click.Group):
             return None
         module, attribute = _COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+        return command if module == _PROCESSES else offer(command)
 
 
 @click.group(
@@ -74,6 +80,6 @@ def main() -> None:
     taas audit                                     is every token accounted for?
 
     Nouns speak to the admin API at TAAS_ADMIN_URL with TAAS_ADMIN_KEY; where these are unset, `taas up` has
-    left them in .taas/demo.env. Exit status: 0 done, 1 refused or not reached, 2 wrong usage;
-    3 `taas apply --dry-run` would change something.
+    left them in .taas/demo.env. What changes something takes --why, a reason for the audit log. Exit status:
+    0 done, 1 refused or not reached, 2 wrong usage; 3 `taas apply --dry-run` would change something.
     """

@@ -3,6 +3,7 @@ people.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -65,6 +66,36 @@ def test_a_key_is_printed_alone_so_that_a_shell_can_take_it(taas: Taas, told: To
     assert made["key"] not in listed
     assert made["key"][-4:] in listed
     assert "revoked" in listed
+
+
+def test_admin_keys_have_roles_and_what_they_change_is_in_the_audit_log(
+    taas: Taas, told: Told, monkeypatch: pytest.MonkeyPatch
+):
+    result = taas("admin-key", "create", "--role", "finance", "--why", "Jane joins: größer")
+    assert re.fullmatch(r"sk-admin-[A-Za-z0-9_-]{43}\n", result.stdout)
+    (finance,) = told("admin-key", "list", "--role", "finance")["data"]
+    assert taas("admin-key", "create", "--role", "admin", exit_code=1).output.count("name the tenant") == 1
+    told("tenant", "create", "acme")
+    owner = told("admin-key", "create", "--role", "admin", "--tenant", "acme", "--expires", "90d")
+    root = os.environ["TAAS_ADMIN_KEY"]
+    monkeypatch.setenv("TAAS_ADMIN_KEY", owner["key"])
+    told("project", "create", "search", "--tenant", "acme", "--why", "a new team")
+    assert "may not do this" in taas("tenant", "create", "bolt", exit_code=1).output
+    assert [each["actor"] for each in told("audit-log", "list")["data"]][:2] == [owner["key_id"], "root"]
+    monkeypatch.setenv("TAAS_ADMIN_KEY", root)
+    turned = told("admin-key", "rotate", owner["key_id"], "--overlap", "1h", "--why", "yearly")
+    assert told("admin-key", "revoke", owner["key_id"])["status"] == "revoked"
+    assert "last used" in taas("admin-key", "show", turned["key_id"]).stdout
+    (first,) = told("audit-log", "list", "--subject", finance["key_id"])["data"]
+    assert (first["actor"], first["action"]) == ("root", "POST /admin/v1/admin-keys")
+    assert first["why"] == "Jane joins: größer"
+    assert [each["why"] for each in told("audit-log", "list", "--actor", owner["key_id"])["data"]] == [
+        "a new team"
+    ]
+    listed = taas("audit-log", "list", "--kind", "admin_key", "--limit", "1").stdout
+    assert "revoked_ms: None → " in listed
+    assert "nothing was changed" in taas("audit-log", "list", "--until", "2001-01-01").stdout
+    assert "residual: 0" in taas("audit").stdout
 
 
 def test_projects_keep_keys_apart(taas: Taas, told: Told, acme):
