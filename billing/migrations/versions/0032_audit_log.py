@@ -5,8 +5,8 @@ transaction that makes it, whoever makes it. Entries are chained by their hashes
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0031"
-down_revision = "0030"
+revision = "0032"
+down_revision = "0031"
 branch_labels = None
 depends_on = None
 
