@@ -41,8 +41,10 @@ BATCH_ROUTES: Final = (
     ("DELETE", "/v1/messages/batches/{batch_id}", "Delete a batch (Anthropic)"),
 )
 # Of the request and of the answer; all others are of one connection, or say who the caller is.
-_PASSED_ON: Final = ("content-type", "content-length")
-_PASSED_BACK: Final = ("content-type", "content-length", "content-disposition")
+_PASSED_ON: Final = ("content-type", "content-length", "idempotency-key")
+_PASSED_BACK: Final = (
+    "content-type", "content-length", "content-disposition", "idempotent-replayed", "retry-after",
+)  # fmt: skip
 _CONNECT_S: Final = 2.0
 # A message batch is read as a whole before its creation is answered.
 _ANSWER_S: Final = 120.0

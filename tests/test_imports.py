@@ -57,7 +57,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "reclaims": ("catalogue", "contracts", "fleet", "ledger"),
         "economics": ("catalogue", "contracts", "ledger", "reclaims"),
         "allocator": ("catalogue", "cell", "contracts", "fleet", "usage", "metrics"),
-        "batch": ("ledger", "batches", "database"),
+        "batch": ("ledger", "batches", "database", "idempotency"),
         "autoscaling": ("catalogue", "contracts", "allocator", "fleet"),
         "api": (
             "accounts",

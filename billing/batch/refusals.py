@@ -35,6 +35,18 @@ class TooLarge(Refused):
     code = "body_too_large"
 
 
+class KeyReused(Refused):
+    """Another request came under this Idempotency-Key before."""
+
+    status = 422
+
+
+class KeyInUse(Refused):
+    """The first request under this Idempotency-Key is not answered yet."""
+
+    status = 409
+
+
 class Unauthorized(Refused):
     """Whoever asks is no gateway of ours."""
 

@@ -113,8 +113,9 @@ def test_no_more_than_the_cap_is_kept(connection: Connection):
     connection.execute(text(rows), {"n": KEPT_MAX})
     assert find_answer(connection, CLAIM) is None
     connection.execute(
-        text("insert into idempotent_request (caller, key_hash, fingerprint) values ('x', 'x', '')")
+        text("insert into idempotent_request (caller, key_hash, fingerprint) values ('admin', 'x', '')")
     )
+    assert find_answer(connection, IdempotencyClaim.of("another", "k-1")) is None, "each caller has its own"
     with pytest.raises(Conflict) as caught:
         find_answer(connection, CLAIM)
     assert caught.value.code == "too_many_idempotency_keys"

@@ -8,18 +8,20 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
-from sqlalchemy import Row
+from fastapi.responses import JSONResponse, StreamingResponse
+from sqlalchemy import Connection, Row
 
 from billing import batches
 from billing.batch import batch_rows, file_rows, reading
 from billing.batch.acceptance import NotAccepted
 from billing.batch.api.asking import caller_of, id_of, number_of, service_of
 from billing.batch.api.files import Stored, streamed
+from billing.batch.api.once import Once
 from billing.batch.batch_rows import NewBatch
 from billing.batch.file_rows import NewFile
 from billing.batch.refusals import NO_BATCH, NotThere, Refused
 from billing.batch.service import Service
+from billing.batch.settings import BatchSettings
 from billing.batch.splitting import NotRequests
 from billing.batch.validation import Checked, LineError
 from billing.wire.batch_caller import BatchCaller
@@ -31,19 +33,22 @@ _LIST_DEFAULT: Final = 20
 _LIST_MAX: Final = 1_000
 
 
-@router.post("")
-async def create(request: Request) -> dict[str, Any]:
+@router.post("", response_model=None)
+async def create(request: Request) -> dict[str, Any] | JSONResponse:
     """Refused as a whole if any request is wrong."""
     service, caller = service_of(request), caller_of(request)
+    once = Once(request, service, caller)
     stored = Stored(service, caller, "requests")
     await stored.begin()
     try:
-        await stored.put(_pieces(request))
-        row = await run_in_threadpool(_create, service, caller, stored)
+        await stored.put(once.told(_pieces(request)))
+        if (known := await once.answer()) is not None:
+            await stored.give_up()
+            return known
+        return await run_in_threadpool(_create, service, caller, stored, once)
     except BaseException:
         await stored.give_up()
         raise
-    return shown(row)
 
 
 @router.get("")
@@ -133,7 +138,7 @@ def shown(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _create(service: Service, caller: BatchCaller, stored: Stored) -> Row[Any]:
+def _create(service: Service, caller: BatchCaller, stored: Stored, once: Once) -> dict[str, Any]:
     """The batch and its lines, in one transaction: it is there as a whole or not at all."""
     settings = service.settings
     try:
@@ -148,22 +153,27 @@ def _create(service: Service, caller: BatchCaller, stored: Stored) -> Row[Any]:
         route=Route.MESSAGES,
         window_s=settings.window_s,
     )
-    return _begin(service, caller, stored, new, checked)
+    with service.engine.begin() as connection:
+        return once.create(connection, lambda: _begin(connection, settings, caller, stored, new, checked))
 
 
 def _begin(
-    service: Service, caller: BatchCaller, stored: Stored, new: NewBatch, checked: Checked
-) -> Row[Any]:
-    with service.engine.begin() as connection:
-        kept = NewFile("requests", "", service.settings.retention_s)
-        file_rows.finish_upload(connection, stored.file_id, stored.size_bytes, kept)
-        batch_id = batch_rows.create(connection, caller, new)
-        row = batch_rows.find(connection, caller, Dialect.ANTHROPIC, batch_id)
-        try:
-            reading.begin(connection, row, checked, service.settings)
-        except NotAccepted as refused:
-            raise _refusal(refused.error) from refused
-        return batch_rows.find(connection, caller, Dialect.ANTHROPIC, batch_id)
+    connection: Connection,
+    settings: BatchSettings,
+    caller: BatchCaller,
+    stored: Stored,
+    new: NewBatch,
+    checked: Checked,
+) -> dict[str, Any]:
+    kept = NewFile("requests", "", settings.retention_s)
+    file_rows.finish_upload(connection, stored.file_id, stored.size_bytes, kept)
+    batch_id = batch_rows.create(connection, caller, new)
+    row = batch_rows.find(connection, caller, Dialect.ANTHROPIC, batch_id)
+    try:
+        reading.begin(connection, row, checked, settings)
+    except NotAccepted as refused:
+        raise _refusal(refused.error) from refused
+    return shown(batch_rows.find(connection, caller, Dialect.ANTHROPIC, batch_id))
 
 
 def _refusal(error: LineError) -> Refused:

@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from billing.batch.api import anthropic_batches, files, openai_batches
-from billing.batch.refusals import NotThere, Refused, Unavailable
+from billing.batch.refusals import KeyInUse, NotThere, Refused, Unavailable
 from billing.batch.service import Service
 from billing.refusals import Conflict
 from billing.wire.routes import Dialect, dialect_of_path
@@ -39,7 +39,8 @@ def build_app(service: Service) -> FastAPI:
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refused)
-    return JSONResponse(_body(request, error), error.status)
+    headers = {"retry-after": "1"} if isinstance(error, KeyInUse) else None
+    return JSONResponse(_body(request, error), error.status, headers)
 
 
 async def _conflict(request: Request, error: Exception) -> JSONResponse:

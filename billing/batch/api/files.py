@@ -5,11 +5,12 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
-from sqlalchemy import Row
+from fastapi.responses import JSONResponse, StreamingResponse
+from sqlalchemy import Connection, Row
 
 from billing.batch import file_rows
 from billing.batch.api.asking import caller_of, expires_s_of, id_of, number_of, service_of
+from billing.batch.api.once import Once
 from billing.batch.file_rows import NewFile
 from billing.batch.multipart import FormReader, NotAForm
 from billing.batch.objects import input_object
@@ -24,10 +25,11 @@ _FIELDS: Final = frozenset({"purpose", "expires_after[anchor]", "expires_after[s
 _LIST_MAX: Final = 10_000
 
 
-@router.post("/v1/files")
-async def upload(request: Request) -> dict[str, Any]:
+@router.post("/v1/files", response_model=None)
+async def upload(request: Request) -> dict[str, Any] | JSONResponse:
     """Store what comes while it comes."""
     service, caller = service_of(request), caller_of(request)
+    once = Once(request, service, caller)
     try:
         reader = FormReader(request.headers.get("content-type", ""))
     except NotAForm:
@@ -35,13 +37,17 @@ async def upload(request: Request) -> dict[str, Any]:
     stored = Stored(service, caller, "batch")
     await stored.begin()
     try:
-        await stored.put(_file_pieces(request, reader))
+        await stored.put(once.told(_file_pieces(request, reader)))
         new = _new_file(reader, service)
-        row = await stored.finish(new)
+        # The boundary of a form is another one each time, so the form itself tells nothing.
+        once.tell(f"{new.purpose} {new.expires_s} {new.filename}".encode())
+        if (known := await once.answer()) is not None:
+            await stored.give_up()
+            return known
+        return await stored.finish(new, once)
     except BaseException:
         await stored.give_up()
         raise
-    return shown(row)
 
 
 @router.get("/v1/files")
@@ -144,16 +150,19 @@ class Stored:
         """Raises TooLarge, or what the pieces raise."""
         await self._service.objects.put_stream(input_object(self.file_id), self._counted(pieces))
 
-    async def finish(self, new: NewFile) -> Row[Any]:
-        """It is there from now on."""
+    async def finish(self, new: NewFile, once: Once) -> dict[str, Any]:
+        """It is there from now on. Raises KeyInUse."""
         self._service.metrics.stored.inc(self.size_bytes)
 
-        def finish() -> Row[Any]:
+        def finish() -> dict[str, Any]:
             with self._service.engine.begin() as connection:
-                file_rows.finish_upload(connection, self.file_id, self.size_bytes, new)
-                return file_rows.find(connection, self._caller, self.file_id)
+                return once.create(connection, lambda: self._finish(connection, new))
 
         return await run_in_threadpool(finish)
+
+    def _finish(self, connection: Connection, new: NewFile) -> dict[str, Any]:
+        file_rows.finish_upload(connection, self.file_id, self.size_bytes, new)
+        return shown(file_rows.find(connection, self._caller, self.file_id))
 
     async def give_up(self) -> None:
         def give_up() -> None:

@@ -2,15 +2,19 @@
 
 from typing import Any, Final
 
+import orjson
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import Row
+from fastapi.responses import JSONResponse
+from sqlalchemy import Connection, Row
 
 from billing import batches
 from billing.batch import batch_rows, file_rows
 from billing.batch.api.asking import caller_of, expires_s_of, id_of, json_of, number_of, service_of, text_of
+from billing.batch.api.once import Once
 from billing.batch.batch_rows import NewBatch
 from billing.batch.refusals import NotThere, Refused
+from billing.wire.batch_caller import BatchCaller
 from billing.wire.routes import ROUTE_FACTS, Dialect, RouteFacts
 
 router = APIRouter()
@@ -34,25 +38,33 @@ _WHEN: Final = {
 }  # fmt: skip
 
 
-@router.post("/v1/batches")
-async def create(request: Request) -> dict[str, Any]:
+@router.post("/v1/batches", response_model=None)
+async def create(request: Request) -> dict[str, Any] | JSONResponse:
     """Its lines are read right afterwards; what is wrong with them is in the batch's `errors`."""
     service, caller = service_of(request), caller_of(request)
+    once = Once(request, service, caller)
     body = await json_of(request, _FIELDS)
+    once.tell(orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
+    if (known := await once.answer()) is not None:
+        return known
     new = _new_batch(body, service.settings.window_s)
 
-    def carry_out() -> Row[Any]:
+    def carry_out() -> dict[str, Any]:
         with service.engine.begin() as connection:
-            try:
-                found = file_rows.find(connection, caller, new.input_file)
-            except NotThere as exc:
-                raise Refused("There is no such file.", "input_file_id", "file_not_found") from exc
-            if found.purpose != "batch":
-                raise Refused("The file must have the purpose 'batch'.", "input_file_id")
-            batch_id = batch_rows.create(connection, caller, new)
-            return batch_rows.find(connection, caller, Dialect.OPENAI, batch_id)
+            return once.create(connection, lambda: _create(connection, caller, new))
 
-    return shown(await run_in_threadpool(carry_out))
+    return await run_in_threadpool(carry_out)
+
+
+def _create(connection: Connection, caller: BatchCaller, new: NewBatch) -> dict[str, Any]:
+    try:
+        found = file_rows.find(connection, caller, new.input_file)
+    except NotThere as exc:
+        raise Refused("There is no such file.", "input_file_id", "file_not_found") from exc
+    if found.purpose != "batch":
+        raise Refused("The file must have the purpose 'batch'.", "input_file_id")
+    batch_id = batch_rows.create(connection, caller, new)
+    return shown(batch_rows.find(connection, caller, Dialect.OPENAI, batch_id))
 
 
 @router.get("/v1/batches")

@@ -91,6 +91,11 @@ class BatchStack:
         folder = self.installation.folder / "batch-home" / "batch"
         return {str(path) for path in folder.rglob("*") if path.is_file()}
 
+    def await_deleted(self) -> None:
+        """Wait until what was given up is gone, so that the next test finds what is stored at rest."""
+        query = "select count(*) from batch_file where state = 'deleting'"
+        wait_until(lambda: self.installation.sql(query)[0][0] == 0, "all that was given up deleted")
+
     def metrics_pages(self) -> list[str]:
         """Of every process that has one."""
         targets = self.installation.redis.zrange("taas:scrape-targets", 0, -1)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from anthropic import Anthropic, BadRequestError, NotFoundError
+from anthropic import Anthropic, BadRequestError, NotFoundError, UnprocessableEntityError
 from anthropic.types.messages import MessageBatch
 
 from loadtest.faults.parts import MODEL
@@ -50,6 +50,21 @@ def test_a_message_batch_has_a_result_for_each_request(batch_stack: BatchStack, 
             assert each.result.type == "errored"
             assert each.result.error.error.type == "invalid_request_error"
     assert batch_stack.billed(str(client.api_key)) == 10
+
+
+def test_fault_22_a_message_batch_is_created_once_under_its_key(
+    batch_stack: BatchStack, client: Anthropic
+) -> None:
+    requests, headers = [message("a")], {"Idempotency-Key": "k"}
+    first = client.messages.batches.create(requests=requests, extra_headers=headers)
+    again = client.messages.batches.create(requests=requests, extra_headers=headers)
+    assert again == first
+    with pytest.raises(UnprocessableEntityError) as reused:
+        client.messages.batches.create(requests=[message("b")], extra_headers=headers)
+    assert reused.value.body["error"]["details"]["error_code"] == "idempotency_key_reused"  # type: ignore[index]
+    assert [each.id for each in client.messages.batches.list()] == [first.id]
+    ended(client, first.id)
+    batch_stack.await_deleted()
 
 
 def test_a_cancelled_batch_has_results_for_all(batch_stack: BatchStack, client: Anthropic) -> None:

@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
+from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI, UnprocessableEntityError
 
 from loadtest.faults.parts import MODEL
 from tests.billing.batch.conftest import BatchStack
@@ -311,6 +312,49 @@ def test_a_batch_that_is_asked_for_wrongly_is_refused_by_name(
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
     assert answer.headers["x-request-id"].startswith("req_")
+
+
+def test_fault_22_a_file_and_a_batch_are_created_once_under_their_key(
+    batch_stack: BatchStack, client: OpenAI
+) -> None:
+    lines = json.dumps(chat("a")).encode()
+
+    def upload(key: str, content: bytes = lines) -> str:
+        return client.files.create(
+            file=("input.jsonl", content), purpose="batch", extra_headers={"Idempotency-Key": key}
+        ).id
+
+    before = batch_stack.stored_files()
+    with ThreadPoolExecutor(8) as pool:  # its two further tries are the SDK's own, after a 409
+        ids = set(pool.map(lambda _: upload("file-1"), range(8)))
+    assert len(ids) == 1
+    (file_id,) = ids
+    with pytest.raises(UnprocessableEntityError) as reused:
+        upload("file-1", lines + b"\n" + lines)
+    assert reused.value.code == "idempotency_key_reused"
+    wait_until(lambda: len(batch_stack.stored_files() - before) == 1, "one object")
+    with batch_stack.openai(batch_stack.tenant()) as stranger:
+        assert stranger.files.create(
+            file=("input.jsonl", lines), purpose="batch", extra_headers={"Idempotency-Key": "file-1"}
+        ).id != file_id  # fmt: skip
+
+    words: Any = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    headers = {"Idempotency-Key": "batch-1"}
+    first = client.batches.create(**words, extra_headers=headers)
+    batch_stack.ended(client, first.id)
+    again = client.batches.with_raw_response.create(**words, extra_headers=headers)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.parse() == first, "as it was answered first"
+    with pytest.raises(UnprocessableEntityError):
+        client.batches.create(**words, metadata={"a": "b"}, extra_headers=headers)
+    missing = words | {"input_file_id": "file-none"}
+    for _ in range(2):  # what was refused leaves its key free
+        with pytest.raises(BadRequestError):
+            client.batches.create(**missing, extra_headers={"Idempotency-Key": "batch-2"})
+    second = client.batches.create(**words, extra_headers={"Idempotency-Key": "batch-2"})
+    assert len(client.batches.list().data) == 2
+    batch_stack.ended(client, second.id)
+    batch_stack.await_deleted()
 
 
 def test_a_file_that_is_too_large_is_refused_and_leaves_nothing(
