@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import AfterValidator, Field, WithJsonSchema
 from sqlalchemy import Connection
 
@@ -160,11 +160,18 @@ def put(body: BudgetSet, control: Control, response: Response) -> dict[str, Any]
 
 
 @router.get("", response_model=Listing[BudgetAnswer])
-def list_all(control: Control, asked: PageQuery, tenant: TenantQuery = None) -> dict[str, Any]:
-    """The budgets of a tenant, its projects and its keys, or all."""
+def list_all(
+    control: Control,
+    asked: PageQuery,
+    tenant: TenantQuery = None,
+    key_id: Annotated[KeyId | None, Query()] = None,
+    per: Annotated[Literal["day", "month", "total"] | None, Query()] = None,
+) -> dict[str, Any]:
+    """The budgets of a tenant, its projects and its keys, of one key, or all."""
     with control.reading() as connection:
         tenant_id = control.tenant_asked(connection, tenant)
-        found = budgets.list_page(connection, asked, tenant_id)
+        wanted_per = None if per is None else Per(per)
+        found = budgets.list_page(connection, asked, tenant_id, key_id=key_id, per=wanted_per)
         return listing(Page(_shown(connection, found.rows), found.next), dict)
 
 

@@ -71,6 +71,7 @@ def create(body: NewKey, control: Control, response: Response) -> dict[str, Any]
         made = api_keys.create(
             connection, tenant.tenant_id, project=body.project, name=body.name,
             expires_at_ms=body.expires_at_ms, allowed_models=body.models,
+            by_tenant=control.tenant_id is not None,
         )  # fmt: skip
         project = projects.find(connection, tenant.tenant_id, body.project)
     return {"key": made.secret, **_shown(made.key, tenant.name, project.name)}
@@ -83,11 +84,17 @@ def list_all(
     tenant: TenantQuery = None,
     name: NameContains = None,
     status: Annotated[Status | None, Query()] = None,
+    project: Annotated[Name | None, Query(description="A project's id; with `tenant`, or its name.")] = None,
 ) -> dict[str, Any]:
     """The keys of a tenant, or of all, oldest first, including revoked ones."""
     with control.reading() as connection:
         tenant_id = control.tenant_asked(connection, tenant)
-        found = api_keys.list_page(connection, asked, tenant_id=tenant_id, name=name, status=status)
+        project_id = project
+        if project is not None and tenant_id is not None:
+            project_id = projects.find(connection, tenant_id, project).project_id
+        found = api_keys.list_page(
+            connection, asked, tenant_id=tenant_id, name=name, status=status, project_id=project_id
+        )
         tenant_names = tenants.names(connection, [key.tenant_id for key in found.rows])
         project_names = projects.names(connection, [key.project_id for key in found.rows])
         return listing(
@@ -107,7 +114,8 @@ def change(key_id: KeyPath, body: KeyChangeBody, control: Control, response: Res
     """Change a key's name, expiry or models. Every gateway applies it within a second."""
     with control.changing(response) as connection:
         api_keys.find(connection, key_id, tenant_id=control.tenant_id)
-        return _named(connection, api_keys.change(connection, key_id, body.change()))
+        changed = api_keys.change(connection, key_id, body.change(), by_tenant=control.tenant_id is not None)
+        return _named(connection, changed)
 
 
 @router.post("/{key_id}/rotate", status_code=201, response_model=KeyRotated)

@@ -4,7 +4,7 @@ import re
 from dataclasses import asdict
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, Field
 
 from billing.api.answer import Listing
@@ -53,11 +53,16 @@ class NewLaunch(Body):
 
 
 @router.get("", response_model=Listing[LaunchNow])
-def list_all(control: Control, asked: PageQuery) -> dict[str, Any]:
+def list_all(
+    control: Control,
+    asked: PageQuery,
+    model: Annotated[Name | None, Query(description="Of this model only.")] = None,
+) -> dict[str, Any]:
     """What launchers are to run, by pool."""
     with control.reading() as connection:
         desired = {each.pool: each.decision.instances for each in store.list_all(connection) if each.decision}
-        found = page_of(launches.list_all(connection), _BY_POOL, asked)
+        of_model = [each for each in launches.list_all(connection) if model in {None, each.model}]
+        found = page_of(of_model, _BY_POOL, asked)
     return listing(found, lambda each: asdict(each) | {"wanted": desired.get(each.pool, each.instances)})
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Row, case, exists, func, insert, literal, select, update
 
 from billing.catalogue import outbox, projects
 from billing.catalogue.names import KEY_PREFIX, new_id
@@ -18,7 +18,7 @@ from billing.catalogue.outbox import ChangeKind
 from billing.page import Order, Page, PageRequest, contains, read_page
 from billing.refusals import Conflict, NotFound
 from billing.schema.catalogue import api_key as table
-from billing.schema.catalogue import api_key_use, model, quota_limit
+from billing.schema.catalogue import api_key_use, model, model_audience, quota_limit, tenant
 from billing.schema.clock import NOW_MS
 
 SECRET_PREFIX: Final = "sk-"  # noqa: S105
@@ -95,11 +95,12 @@ def create(
     name: str | None = None,
     expires_at_ms: int | None = None,
     allowed_models: Sequence[str] | None = None,
+    by_tenant: bool = False,
 ) -> NewApiKey:
-    """A new key of this tenant. Raises NotFound when it has no such project, or where a model is not
-    there.
+    """A new key of this tenant. Raises NotFound when it has no such project, or where a model is not there;
+    `by_tenant`: or is one that the tenant does not see.
     """
-    _require_models(connection, allowed_models)
+    _require_models(connection, allowed_models, tenant_id if by_tenant else None)
     project_id = projects.find(connection, tenant_id, project).project_id
     secret = SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
     row = connection.execute(
@@ -135,11 +136,14 @@ def list_page(
     tenant_id: str | None = None,
     name: str | None = None,
     status: Status | None = None,
+    project_id: str | None = None,
 ) -> Page[ApiKey]:
     """Keys of one tenant or of all, oldest first, including revoked ones; those whose name contains `name`,
-    those in this status.
+    those in this status, those of a project.
     """
     query = _QUERY
+    if project_id is not None:
+        query = query.where(table.c.project_id == project_id)
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
     if name is not None:
@@ -158,11 +162,12 @@ def revoke(connection: Connection, key_id: str) -> ApiKey:
     return find(connection, key_id)
 
 
-def change(connection: Connection, key_id: str, wanted: KeyChange) -> ApiKey:
-    """Set what is given. Raises NotFound; Conflict for a revoked key."""
-    if find(connection, key_id).revoked_ms is not None:
+def change(connection: Connection, key_id: str, wanted: KeyChange, *, by_tenant: bool = False) -> ApiKey:
+    """Set what is given. Raises NotFound, as `create` does; Conflict for a revoked key."""
+    found = find(connection, key_id)
+    if found.revoked_ms is not None:
         raise Conflict(f"Key {key_id} is revoked, for good.", param="key_id", code="key_revoked")
-    _require_models(connection, wanted.models)
+    _require_models(connection, wanted.models, found.tenant_id if by_tenant else None)
     columns: dict[str, Any] = {}
     if wanted.name is not None:
         columns["name"] = wanted.name
@@ -201,10 +206,19 @@ def rotate(connection: Connection, key_id: str, *, ends_ms: int) -> NewApiKey:
     return made
 
 
-def _require_models(connection: Connection, names: Sequence[str] | None) -> None:
+def _require_models(connection: Connection, names: Sequence[str] | None, seen_by: str | None) -> None:
     if names is None:
         return
-    known = set(connection.execute(select(model.c.name).where(model.c.name.in_(names))).scalars())
+    query = select(model.c.name).where(model.c.name.in_(names))
+    if seen_by is not None:
+        named = select(model_audience.c.model).where(model_audience.c.tenant_id == seen_by)
+        internal = exists().where(tenant.c.tenant_id == seen_by, tenant.c.kind == "internal")
+        query = query.where(
+            (model.c.visible == "everyone")
+            | ((model.c.visible == "internal") & internal)
+            | model.c.name.in_(named)
+        )
+    known = set(connection.execute(query).scalars())
     for name in names:
         if name not in known:
             raise NotFound(

@@ -158,9 +158,20 @@ def find(connection: Connection, budget_id: str, *, tenant_id: str | None = None
     return _budget(row)
 
 
-def list_page(connection: Connection, asked: PageRequest, tenant_id: str | None = None) -> Page[Budget]:
-    """All budgets, or those of a tenant, its projects and its keys."""
+def list_page(
+    connection: Connection,
+    asked: PageRequest,
+    tenant_id: str | None = None,
+    *,
+    key_id: str | None = None,
+    per: Per | None = None,
+) -> Page[Budget]:
+    """All budgets; those of a tenant, its projects and its keys; of one key; for such a period."""
     query = _select()
+    if key_id is not None:
+        query = query.where(table.c.key_id == key_id)
+    if per is not None:
+        query = query.where(table.c.per == per.value)
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
     return read_page(connection, query, _BY_TENANT, _budget, asked)

@@ -77,12 +77,16 @@ def create(
 
 @key.command("list")
 @click.option("--tenant", help="Of this tenant only.")
+@click.option("--project", help="Of this project of the tenant only.")
 @click.option("--status", type=click.Choice(["active", "expired", "revoked"]), help="In this status only.")
 @limit_option
 @json_option
-def list_all(tenant: str | None, status: str | None, limit: int | None, as_json: bool) -> None:
+def list_all(
+    tenant: str | None, project: str | None, status: str | None, limit: int | None, as_json: bool
+) -> None:
     """List API keys, by their last four characters."""
-    answer = call_list("keys", query={"tenant": tenant, "status": status}, limit=limit)
+    query = {"tenant": tenant, "project": project, "status": status}
+    answer = call_list("keys", query=query, limit=limit)
     show(answer, as_json, _COLUMNS, empty="no keys; create one with `taas key create --tenant NAME`")
 
 

@@ -10,20 +10,25 @@ from typing import Any
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine
 
 from billing.wire import redis_keys
+from tests.billing.api.test_batch_routes import add
 
 Make = Callable[..., dict[str, Any]]
 # Each list, and what tells its rows apart.
 LISTS = {
     "tenants": "tenant", "projects": "project", "keys": "key_id", "limits": "tenant", "models": "name",
     "prices": "price_id", "pools": "pool", "instances": "instance", "calibrations": "calibration",
-    "contracts": "contract", "reclaims": "reclaim",
+    "contracts": "contract", "reclaims": "reclaim", "budgets": "budget", "cost-prices": "price_id",
+    "machines": "entry", "adapters": "model", "launches": "pool", "autoscaling": "pool", "batches": "batch",
+    "admin-keys": "key_id", "audit-log": "entry",
 }  # fmt: skip
 FILTERS = {
     "tenants": [{"name": "CM"}, {"status": "suspended"}, {"kind": "internal"}, {"archived": "true"}],
     "projects": [{"tenant": "acme"}, {"name": "side"}],
-    "keys": [{"tenant": "acme"}, {"name": "ACME"}, {"status": "revoked"}, {"status": "active"}],
+    "keys": [{"tenant": "acme"}, {"tenant": "acme", "project": "default"},
+             {"name": "ACME"}, {"status": "revoked"}, {"status": "active"}],
     "limits": [{"tenant": "acme"}, {"model": "m-2"}],
     "models": [{"name": "M-2"}, {"pool": "m-1"}, {"status": "retired"}],
     "prices": [{"model": "m-1"}],
@@ -33,11 +38,22 @@ FILTERS = {
     "contracts": [{"tenant": "acme"}, {"pool": "m-1"}, {"state": "draft"}, {"from": "2100-06-01",
     "until": "2101-01-01"}],
     "reclaims": [{"pool": "m-1"}, {"state": "planned"}],
+    "budgets": [{"tenant": "acme"}, {"per": "day"}],
+    "cost-prices": [{"model": "m-1"}],
+    "machines": [{"pool": "m-1"}],
+    "adapters": [{"model": "m-1"}],
+    "launches": [{"model": "m-1"}],
+    # One for each pool: `GET autoscaling/{pool}`.
+    "autoscaling": [],
+    "batches": [{"tenant": "acme"}, {"status": "completed"}],
+    "admin-keys": [{"tenant": "acme"}, {"role": "auditor"}, {"status": "revoked"}, {"name": "JANE"}],
+    "audit-log": [{"tenant": "acme"}, {"action": "KEYS"}, {"kind": "tenant"}, {"from": "2000-01-01", "actor":
+    "root", "kind": "model"}],
 }  # fmt: skip
 
 
 @pytest.fixture
-def some(made: Make, admin: TestClient, raw_redis: redis.Redis) -> None:
+def some(made: Make, admin: TestClient, raw_redis: redis.Redis, database: Engine) -> None:
     """At least three of everything that is listed."""
     for name in ("acme", "bolt", "core", "Dune"):
         made("tenants", name=name, kind="internal" if name == "bolt" else "external")
@@ -69,8 +85,27 @@ def some(made: Make, admin: TestClient, raw_redis: redis.Redis) -> None:
         reclaim = made("reclaims", pool=name, instances=1, use="idle", by="2099-01-01T00:00:00Z")
     admin.put("/admin/v1/limits", json={"tenant": "acme", "model": "m-2", "concurrency": 1})
     admin.post(f"/admin/v1/reclaims/{reclaim['reclaim']}/cancel")
+    some_more(made, admin, database)
     made("models", name="old", context_tokens=4096)
     admin.patch("/admin/v1/models/old", json={"status": "retired"})
+
+
+def some_more(made: Make, admin: TestClient, database: Engine) -> None:
+    for number, per in enumerate(("day", "month", "total")):
+        for tenant in ("acme", "bolt"):
+            admin.put("/admin/v1/budgets", json={"tenant": tenant, "usd": "1", "per": per})
+        name = f"m-{number + 1}"
+        made("cost-prices", model=name, input="1", output="1", **{"from": "2100-01-01"})
+        made("machines", pool=name, usd_per_hour="2")
+        made("adapters", model=name, name="a", path="/srv/a", owner="acme")
+        admin.put(f"/admin/v1/launches/{name}", json={"model": name, "instances": 1})
+        admin.put(f"/admin/v1/autoscaling/{name}", json={"min": 0, "max": 4})
+        owner = admin.get(f"/admin/v1/tenants/{'acme' if number else 'bolt'}").json()["tenant"]
+        add(database, owner, number, status="in_progress" if number else "completed")
+        made("admin-keys", role="auditor", name=f"jane-{number}")
+        made("admin-keys", role="admin", tenant="acme" if number else "bolt")
+    key = made("admin-keys", role="finance")["key_id"]
+    admin.delete(f"/admin/v1/admin-keys/{key}")
 
 
 def pages(admin: TestClient, noun: str, limit: int, **query: Any) -> Iterator[list[dict[str, Any]]]:
@@ -83,6 +118,16 @@ def pages(admin: TestClient, noun: str, limit: int, **query: Any) -> Iterator[li
         if page["next"] is None:
             return
         asked["after"] = page["next"]
+
+
+def test_every_list_of_the_document_is_tried_here(api_document: dict[str, Any]):
+    lists = {
+        path.removeprefix("/admin/v1/")
+        for path, operations in api_document["paths"].items()
+        if "after" in {each["name"] for each in operations.get("get", {}).get("parameters", ())}
+    }
+    # Lines of usage have tests of their own.
+    assert lists - {"usage"} == set(LISTS) == set(FILTERS)
 
 
 @pytest.mark.usefixtures("some")
@@ -119,8 +164,9 @@ def check_filters(admin: TestClient, noun: str) -> None:
         assert [row for page in pages(admin, noun, 1, **query) for row in page] == kept
 
 
-@pytest.mark.usefixtures("some")
 def test_what_comes_and_goes_meanwhile_shifts_nothing(admin: TestClient, made: Make):
+    for name in ("acme", "bolt", "core", "Dune"):
+        made("tenants", name=name)
     first = admin.get("/admin/v1/tenants", params={"limit": 2}).json()
     assert [row["name"] for row in first["data"]] == ["Dune", "acme"]
     made("tenants", name="Aaa")
@@ -130,8 +176,8 @@ def test_what_comes_and_goes_meanwhile_shifts_nothing(admin: TestClient, made: M
     assert rest["next"] is None
 
 
-@pytest.mark.usefixtures("some")
-def test_wildcards_in_a_name_filter_are_letters(admin: TestClient):
+def test_wildcards_in_a_name_filter_are_letters(admin: TestClient, made: Make):
+    made("tenants", name="acme")
     for name in ("%", "_", "a%e", "\\"):
         assert admin.get("/admin/v1/tenants", params={"name": name}).json()["data"] == []
 
