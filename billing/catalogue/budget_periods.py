@@ -30,11 +30,11 @@ def period_of(per: Per, moment_ms: int, zone: str) -> tuple[int, int | None]:
     local = datetime.fromtimestamp(moment_ms / 1000, UTC).astimezone(ZoneInfo(zone)).date()
     first = local.replace(day=1) if per is Per.MONTH else local
     # Where clocks go back over midnight, a moment's date may be one before or after its period's.
-    while _begins_ms(first, zone) > moment_ms:
+    while day_begins_ms(first, zone) > moment_ms:
         first = _before(per, first)
-    while _begins_ms(following := _after(per, first), zone) <= moment_ms:
+    while day_begins_ms(following := _after(per, first), zone) <= moment_ms:
         first = following
-    return _begins_ms(first, zone), _begins_ms(_after(per, first), zone)
+    return day_begins_ms(first, zone), day_begins_ms(_after(per, first), zone)
 
 
 def _after(per: Per, first: date) -> date:
@@ -47,7 +47,7 @@ def _before(per: Per, first: date) -> date:
 
 
 @lru_cache(maxsize=1024)
-def _begins_ms(day: date, zone: str) -> int:
+def day_begins_ms(day: date, zone: str) -> int:
     """When a day begins. Where clocks skip its midnight, that is when they do."""
     midnight = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone))
     # A skipped midnight is read by the offset before the skip: the same instant as the first time after it.

@@ -1,13 +1,19 @@
-"""The accounts of the ledger, and the lines of its transactions. Debits are positive."""
+"""The accounts of the ledger, and entries that are not of requests: credits, invoices, statements.
+
+Debits are positive. An entry is recorded once for its kind and subject, so that doing a thing again changes
+nothing.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue.money import ZERO, Money
-from billing.schema.ledger import ledger_posting
+from billing.ledger.bulk_insert import insert_rows
+from billing.schema.ledger import ledger_posting, ledger_transaction
 
 
 class Account(StrEnum):
@@ -15,8 +21,33 @@ class Account(StrEnum):
 
     # What a tenant owes (tenant).
     RECEIVABLE = "receivable"
-    # Earned by tokens (model).
+    # Earned: by tokens (model), by reserved capacity (contract), by what was committed and not used (tenant).
     REVENUE = "revenue"
+    CAPACITY = "capacity"
+    COMMITMENT = "commitment"
+    # Taken off: by volume (tenant), for capacity that was short (contract), by rounding to cents (tenant).
+    DISCOUNT = "discount"
+    SLA = "sla"
+    ROUNDING = "rounding"
+    # Prepaid credits that are left (tenant), what was paid or given for them (tenant), and what of them
+    # expired (tenant).
+    CREDITS = "credits"
+    FUNDS = "funds"
+    EXPIRED = "expired"
+    # Owed to the tax office (tenant).
+    TAX = "tax"
+    # What was given back by credit notes (tenant).
+    CORRECTION = "correction"
+
+
+class EntryKind(StrEnum):
+    """Of what an entry is; its subject in brackets."""
+
+    # Credits that were granted, and those that expired (grant).
+    GRANT = "grant"
+    EXPIRY = "expiry"
+    # What an invoice or a credit note adds to recorded usage (number).
+    INVOICE = "invoice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +68,24 @@ def check_balanced(lines: Sequence[Posting]) -> None:
     total = sum((line.amount for line in lines), ZERO)
     if total != ZERO:
         raise UnbalancedError(f"postings sum to {total} USD")
+
+
+def record_entry(connection: Connection, kind: EntryKind, subject: str, lines: Sequence[Posting]) -> bool:
+    """Record an entry, without lines of zero. False if it is there already: then nothing is written."""
+    check_balanced(lines)
+    made = insert(ledger_transaction).values(kind=kind.value, subject=subject)
+    made = made.on_conflict_do_nothing(index_elements=["kind", "subject"])
+    transaction_id = connection.execute(
+        made.returning(ledger_transaction.c.transaction_id)
+    ).scalar_one_or_none()
+    if transaction_id is None:
+        return False
+    rows = [
+        posting_row(transaction_id, number, line) for number, line in enumerate(lines) if line.amount != ZERO
+    ]
+    if rows:
+        insert_rows(connection, ledger_posting, rows)
+    return True
 
 
 def posting_row(transaction_id: int, number: int, line: Posting) -> dict[str, object]:

@@ -59,7 +59,7 @@ _NAMES: Final = ("tenant", "project", "key_id", "model", "class", "contract", "h
 _COLUMN_OF: Final = {Dimension.KEY: "key_id", Dimension.DAY: "hour"}
 _HOUR: Final = _of.ended_ms.op("/")(literal_column(str(HOUR_MS)))
 # As `usage_hour` has it.
-_CLASS: Final = case((_of.line.is_not(None), "batch"), else_=_of["class"])
+CLASS: Final = case((_of.line.is_not(None), "batch"), else_=_of["class"])
 # Narrows a query of events to the requests of a report.
 Among = Callable[[Select[Any]], Select[Any]]
 _LATER_PART: Final = _of.request_id.like(LATER_PART_LIKE)
@@ -215,7 +215,7 @@ def report_usage(
     until_ms: int | None = None,
 ) -> UsageReport:
     """The usage of one tenant, or of all, of requests that ended in [from, until)."""
-    usage = _usage(tenant, from_ms, until_ms)
+    usage = usage_between(tenant, from_ms, until_ms)
     columns = [_grouped(usage.c, each).label(f"by_{each.value}") for each in by]
     query = (
         select(
@@ -246,7 +246,7 @@ def report_usage(
     )
 
 
-def _usage(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Subquery:
+def usage_between(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Subquery:
     """Sums by hour of requests that ended in [from, until). Whole hours are read from `usage_hour`, and only
     what is left at the ends from the requests themselves.
     """
@@ -270,7 +270,7 @@ def _usage(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Sub
 def _of_requests(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
     """The columns of `usage_hour` of each request."""
     columns = [
-        *(_of[name] for name in _NAMES[:4]), _CLASS.label("class"),
+        *(_of[name] for name in _NAMES[:4]), CLASS.label("class"),
         func.coalesce(_of.contract, "").label("contract"), _HOUR.label("hour"), ledger_transaction.c.pricing,
         func.coalesce(ledger_transaction.c.price_id, 0).label("price_id"),
         case((_LATER_PART, 0), else_=1).label("requests"), *(_of[name] for name in _SUMMED[1:-1]),
@@ -289,7 +289,7 @@ def _of_events(by: Dimension) -> ColumnElement[Any]:
     if by in {Dimension.HOUR, Dimension.DAY}:
         return _HOUR if by is Dimension.HOUR else _HOUR.op("/")(literal_column("24"))
     if by is Dimension.CLASS:
-        return _CLASS
+        return CLASS
     if by is Dimension.CONTRACT:
         return func.coalesce(_of.contract, literal_column("''"))
     return _of[_COLUMN_OF.get(by, by.value)]

@@ -15,6 +15,7 @@ import billing.schema.batches
 import billing.schema.capacity
 import billing.schema.catalogue
 import billing.schema.chain
+import billing.schema.invoices
 import billing.schema.ledger  # noqa: F401
 from billing.migrate import alembic_config, upgrade
 from billing.schema.metadata import metadata

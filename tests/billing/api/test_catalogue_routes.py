@@ -221,7 +221,12 @@ def test_a_price_of_a_class_is_given_or_taken_off_the_price_for_all(admin: TestC
     flex = made("prices", model="m", discount=25, **{"class": "flex"})
     assert (flex["class"], flex["contract"]) == ("flex", None)
     assert [flex[kind] for kind in ("input", "cached_input", "output")] == ["0.1125", "0.0075", "0.45"]
-    assert made("prices", model="m", input="0.1", cached_input="0.1", output="0.9", **{"class": "batch"})["class"] == "batch"
+    assert (
+        made("prices", model="m", input="0.1", cached_input="0.1", output="0.9", **{"class": "batch"})[
+            "class"
+        ]
+        == "batch"
+    )
     for wrong in (
         {"discount": 10},
         {"discount": 10, "class": "flex", "input": "1"},

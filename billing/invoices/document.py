@@ -1,0 +1,132 @@
+"""The legal object: an invoice or a credit note as canonical JSON (RFC 8785 for what it holds: texts, whole
+numbers, null, lists and objects), its SHA-256 and its signature. Pure.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from billing.catalogue.money import Money
+from billing.invoices.lines import ROUNDING, Bill, Line, Terms, exact_string
+from billing.moments import utc
+from billing.wire.evidence import key_id
+
+VERSION: Final = 1
+_SIGNED: Final = b"taas invoice 1\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a document says that the ledger does not: names as they were, and the period. `unpriced` and
+    `quarantined`: requests of the period that are on no invoice.
+    """
+
+    issuer: str
+    issued_ms: int
+    tenant: str
+    tenant_name: str
+    period: str
+    from_ms: int
+    until_ms: int
+    zone: str
+    project_names: Mapping[str, str]
+    unpriced: int = 0
+    quarantined: int = 0
+
+
+def invoice_document(
+    number: str, facts: Facts, terms: Terms, bill: Bill, credits: Sequence[tuple[str, Money]], upto: int
+) -> bytes:
+    """`credits`: what is taken of each. `upto`: the last transaction of the ledger that was counted."""
+    paid = sum((amount.picousd for _, amount in credits), 0)
+    return canonical(
+        {
+            **_head("invoice", number, facts),
+            "ledger_upto": upto,
+            "rounding": ROUNDING,
+            "terms": {
+                "day": terms.day,
+                "tax": {"name": terms.tax_name, "basis_points": terms.tax_basis_points},
+                "commitment": str(terms.commitment),
+                "tiers": [{"above": str(each.above), "percent": each.percent} for each in terms.tiers],
+            },
+            "lines": [shown(number, line) for number, line in enumerate(bill.lines, 1)],
+            "project_names": dict(facts.project_names),
+            "not_billed": {"unpriced": facts.unpriced, "quarantined": facts.quarantined},
+            "net": str(bill.net),
+            "tax": str(bill.tax),
+            "total": str(bill.total),
+            "credits": [{"credit": grant, "amount": str(amount)} for grant, amount in credits],
+            "due": str(bill.total - Money(paid)),
+        }
+    )
+
+
+def credit_note_document(
+    number: str, corrects: str, reason: str, facts: Facts, terms: Terms, line: Line, tax: Money
+) -> bytes:
+    """What is given back of an invoice: amounts are negative."""
+    return canonical(
+        {
+            **_head("credit_note", number, facts),
+            "corrects": corrects,
+            "reason": reason,
+            "terms": {"tax": {"name": terms.tax_name, "basis_points": terms.tax_basis_points}},
+            "lines": [shown(1, line)],
+            "net": str(line.amount),
+            "tax": str(tax),
+            "total": str(line.amount + tax),
+            "due": str(line.amount + tax),
+        }
+    )
+
+
+def _head(kind: str, number: str, facts: Facts) -> dict[str, Any]:
+    return {
+        "document": kind,
+        "version": VERSION,
+        "number": number,
+        "currency": "USD",
+        "issuer": facts.issuer,
+        "issued_ms": facts.issued_ms,
+        "tenant": {"id": facts.tenant, "name": facts.tenant_name},
+        "period": {
+            "name": facts.period,
+            "from_ms": facts.from_ms,
+            "until_ms": facts.until_ms,
+            "from": utc(facts.from_ms),
+            "until": utc(facts.until_ms),
+            "time_zone": facts.zone,
+        },
+    }
+
+
+def shown(number: int, line: Line) -> dict[str, Any]:
+    """A line as the document has it: `exact` to the pico-dollar, `amount` to the cent."""
+    return {
+        "line": number, "type": line.type, **line.what, "exact": exact_string(line.exact),
+        "amount": str(line.amount),
+    }  # fmt: skip
+
+
+def canonical(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def sha256(document: bytes) -> str:
+    return hashlib.sha256(document).hexdigest()
+
+
+def signed(document: bytes, key: Ed25519PrivateKey | None) -> tuple[str | None, str | None]:
+    """The id of the key and its signature (Ed25519, base64) of `taas invoice 1`, a line feed and the
+    document's SHA-256 in hex.
+    """
+    if key is None:
+        return None, None
+    signature = key.sign(_SIGNED + sha256(document).encode())
+    return key_id(key.public_key()), base64.b64encode(signature).decode()
