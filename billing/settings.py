@@ -36,7 +36,9 @@ class BillingSettings(BaseSettings):
     counters_interval_ms: int = Field(default=5_000, ge=10)
     audit_interval_ms: int = Field(default=30_000, ge=10)
     engine_timeout_ms: int = Field(default=2_000, ge=10)
-    # The private key that signs evidence of instances (Ed25519, PEM, of mode 0600).
+    # The private key that signs evidence of instances and invoices (Ed25519, PEM, of mode 0600).
     evidence_key_file: Path | None = None
+    # Who issues invoices, as they name it.
+    issuer: str = Field(default="", max_length=200)
     # Authorities, beyond the usual ones, that sign the certificates of engines and providers (PEM).
     upstream_ca_file: Path | None = None

@@ -22,6 +22,7 @@ from billing.api import (
     capacity,
     contracts,
     cost_prices,
+    credits,
     docs,
     document,
     economics,
@@ -30,6 +31,7 @@ from billing.api import (
     evidence,
     health,
     instances,
+    invoices,
     key_usage,
     keys,
     launches,
@@ -45,6 +47,7 @@ from billing.api import (
     restarts,
     scrape_targets,
     tenants,
+    terms,
     usage,
 )
 from billing.api.buffered_body import BufferedBody
@@ -64,7 +67,8 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router,
     capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
     machines.router, economics.router, economics_ahead.router, launches.router, autoscaling.router,
-    batches.router, admin_keys.router, audit_log.router,
+    batches.router, admin_keys.router, audit_log.router, terms.router, credits.router,
+    invoices.router,
 )  # fmt: skip
 
 
@@ -120,6 +124,7 @@ def build_app(
         projector=projector or Projector(engine, redis),
         http=http,
         evidence_key_file=settings.evidence_key_file,
+        issuer=settings.issuer,
     )
     app.state.auditor = auditor or Auditor(engine, redis, poller)  # type: ignore[arg-type]
     errors.install(app)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import AfterValidator, Field, WithJsonSchema
 from sqlalchemy import Connection
 
+from billing.api.amounts import Amount
 from billing.api.answer import Answer, Listing, Ms, Usd
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, IdPath, Moment, Name, TenantQuery, Text
@@ -18,7 +19,7 @@ from billing.catalogue import budget_alerts, budgets, tenants
 from billing.catalogue.budget_alerts import Alert
 from billing.catalogue.budget_periods import Per
 from billing.catalogue.budgets import Budget, Raise, Whose
-from billing.catalogue.money import Money, MoneyError
+from billing.catalogue.money import Money
 from billing.contracts import store
 from billing.ledger.budget_spent import count_if_new
 from billing.page import Page
@@ -26,29 +27,9 @@ from billing.refusals import Forbidden, Invalid
 
 router = APIRouter(prefix="/admin/v1/budgets", tags=["budgets"], dependencies=[KNOWN_QUERY])
 
-# The scripts count in micro-dollars: far below where a Lua number is no longer exact.
-_USD_MAX: Final = 10**9
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 Percent = Annotated[int, Field(ge=1, le=100)]
-
-
-def _usd(text: str) -> str:
-    try:
-        amount = Money.parse(text)
-    except MoneyError as exc:
-        raise ValueError(str(exc)) from exc
-    if not 0 <= amount.picousd <= _USD_MAX * 10**12:
-        raise ValueError(f"an amount is from 0 to {_USD_MAX} USD")
-    return text
-
-
-Amount = Annotated[
-    str,
-    Field(max_length=40),
-    AfterValidator(_usd),
-    WithJsonSchema({"type": "string", "pattern": r"^[0-9]{1,10}(\.[0-9]{1,12})?$", "examples": ["1.00"]}),
-]
 
 
 class RaiseBody(Body):

@@ -42,6 +42,7 @@ class ControlPlane:
     projector: Projector
     http: httpx.Client
     evidence_key_file: Path | None = None
+    issuer: str = ""
     # Of this request: its `Idempotency-Key`, if it has one, who asks, and how a change is logged.
     claim: IdempotencyClaim | None = None
     caller: Caller = NOBODY

@@ -1,9 +1,7 @@
 """Routes of evidence: what an auditor may know of an instance, signed; and the key that checks it."""
 
-from pathlib import Path
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import APIRouter
 
 from billing.api.answer import Refusal
@@ -11,6 +9,7 @@ from billing.api.control import Control
 from billing.api.evidence_answers import EvidenceAnswer, EvidenceKey
 from billing.api.fields import NamePath
 from billing.api.query import KNOWN_QUERY
+from billing.api.signing_key import signing_key
 from billing.catalogue import models
 from billing.contracts import store
 from billing.fleet.registered import read_registered
@@ -21,17 +20,14 @@ from billing.wire.evidence import (
     RunningEngine,
     key_id,
     public_pem,
-    read_private_key,
     sign,
 )
 from billing.wire.instance_entry import InstanceEntry
-from billing.wire.private_file import NotPrivate, read_private_file
 
 router = APIRouter(prefix="/admin/v1", tags=["evidence"], dependencies=[KNOWN_QUERY])
 
 # What a worker has not renewed for longer says nothing of now.
 _AGE_MS_MAX: Final = 60_000
-_KEY_BYTES_MAX: Final = 4096
 
 
 @router.get(
@@ -41,7 +37,7 @@ def show(instance: NamePath, control: Control) -> dict[str, Any]:
     """Evidence of an instance that a worker runs: weights, command, user, listening addresses, logging, who
     may call it, the contracts of its owner, since when. Signed; `taas evidence verify` checks it offline.
     """
-    key = _signing_key(control.evidence_key_file)
+    key = signing_key(control.evidence_key_file)
     entry = next((each for each in read_registered(control.redis) if each.instance == instance), None)
     if entry is None:
         raise NotFound(f"There is no instance {instance!r} now.", param="instance")
@@ -103,7 +99,7 @@ def show(instance: NamePath, control: Control) -> dict[str, Any]:
 @router.get("/evidence-key", response_model=EvidenceKey, responses={409: {"model": Refusal}})
 def show_key(control: Control) -> dict[str, Any]:
     """The public key that checks evidence, to be published."""
-    key = _signing_key(control.evidence_key_file)
+    key = signing_key(control.evidence_key_file)
     return {"key": key_id(key.public_key()), "public_key": public_pem(key)}
 
 
@@ -123,12 +119,3 @@ def _running(raw: bytes | str | None, entry: InstanceEntry) -> RunningEngine:
 
 def _no_evidence(message: str) -> Conflict:
     return Conflict(message, code="no_evidence")
-
-
-def _signing_key(path: Path | None) -> Ed25519PrivateKey:
-    if path is None:
-        raise _no_evidence("There is no key to sign with: TAAS_EVIDENCE_KEY_FILE names its file.")
-    try:
-        return read_private_key(read_private_file(path, _KEY_BYTES_MAX).decode("utf-8", "replace"))
-    except (NotPrivate, EvidenceError) as exc:
-        raise _no_evidence(f"The key in {path} cannot be used: {exc}.") from exc

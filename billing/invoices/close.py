@@ -40,7 +40,7 @@ from billing.wire import redis_keys
 from billing.wire.redis_clock import now_ms as redis_now_ms
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
     """What an invoice would say if it were closed now. `upto`: the last transaction that it counts."""
 
@@ -128,7 +128,15 @@ def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str
         until_ms,
         lambda moment_ms: amount_used(connection, tenant.tenant_id, from_ms, moment_ms),
     )
-    return Draft(facts, terms, tuple(used), tuple(reserved), tuple(short), tuple(taken), upto)
+    return Draft(
+        facts=facts,
+        terms=terms,
+        used=tuple(used),
+        reserved=tuple(reserved),
+        short=tuple(short),
+        credits=tuple(taken),
+        upto=upto,
+    )
 
 
 def close(
@@ -256,13 +264,13 @@ def _kept(draft: Draft) -> dict[str, Any]:
 def _draft_of(stored: Stored, used: Sequence[Used]) -> Draft:
     kept = stored.facts
     return Draft(
-        Facts(**kept["facts"]),
-        terms_of(kept),
-        tuple(used),
-        tuple(Reserved(**each) for each in kept["reserved"]),
-        tuple(Short(**each) for each in kept["short"]),
-        tuple((credit, Money.parse(amount)) for credit, amount in kept["credits"]),
-        stored.ledger_upto,
+        facts=Facts(**kept["facts"]),
+        terms=terms_of(kept),
+        used=tuple(used),
+        reserved=tuple(Reserved(**each) for each in kept["reserved"]),
+        short=tuple(Short(**each) for each in kept["short"]),
+        credits=tuple((credit, Money.parse(amount)) for credit, amount in kept["credits"]),
+        upto=stored.ledger_upto,
     )
 
 

@@ -85,9 +85,12 @@ def write(connection: Connection, each: Stored) -> None:
     )
 
 
-def find(connection: Connection, number: str) -> Stored:
-    """By number. Raises NotFound."""
-    row = connection.execute(select(invoice).where(invoice.c.number == number)).one_or_none()
+def find(connection: Connection, number: str, *, only: str | None = None) -> Stored:
+    """By number; of this tenant alone, if one is given. Raises NotFound."""
+    query = select(invoice).where(invoice.c.number == number)
+    if only is not None:
+        query = query.where(invoice.c.tenant_id == only)
+    row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound(f"There is no document {number!r}; `taas invoice list` shows those that are.")
     return _stored(row)

@@ -70,6 +70,19 @@ def call(
     """Send to `/admin/v1/PATH…` and return the JSON. Options that are None are left out. Raises
     ClickException.
     """
+    content, url = _content(method, *path, query=query, body=body)
+    return _json(content, url)
+
+
+def call_bytes(*path: str) -> bytes:
+    """What is at `/admin/v1/PATH…`, as it is. Raises ClickException."""
+    return _content("GET", *path)[0]
+
+
+def _content(
+    method: str, *path: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
+) -> tuple[bytes, str]:
+    """The answer's body, and whose it is."""
     import httpx
 
     address = find_address()
@@ -95,7 +108,7 @@ def call(
         raise _refusal(answer.status_code, answer.content, address.url)
     if answer.headers.get("x-taas-effect") == "pending":
         click.echo("note: saved; it takes effect as soon as Redis is back.", err=True)
-    return _json(answer.content, address.url)
+    return answer.content, address.url
 
 
 def _headers(method: str, key: str) -> dict[bytes, bytes]:

@@ -7,6 +7,7 @@ import click
 
 from deploy.cli.confirmation import confirm, require_answerable, yes_option
 from deploy.cli.connection import call, call_list
+from deploy.cli.contract_price import price
 from deploy.cli.contract_quote import quote
 from deploy.cli.contract_terms import amendment_body, amendment_options, body_of, terms_options
 from deploy.cli.contract_usage import usage
@@ -36,11 +37,12 @@ _STEPS: Columns = {"FROM (UTC)": at("from"), "UNITS/S": number("units")}
 
 @click.group()
 def contract() -> None:
-    """Contracts: draft, withdraw, sign, list, show, notice, amend, history, quote, usage."""
+    """Contracts: draft, withdraw, sign, list, show, notice, amend, history, price, quote, usage."""
 
 
 contract.add_command(usage)
 contract.add_command(quote)
+contract.add_command(price)
 
 
 @contract.command()

@@ -42,6 +42,9 @@ _COMMANDS: Final = {
     "plan": ("deploy.cli.plan", "plan"),
     "economics": ("deploy.cli.economics", "economics"),
     "price": ("deploy.cli.price", "price"),
+    "terms": ("deploy.cli.terms", "terms"),
+    "credit": ("deploy.cli.credit", "credit"),
+    "invoice": ("deploy.cli.invoice", "invoice"),
     "usage": ("deploy.cli.usage", "usage"),
     "audit": ("deploy.cli.audit", "audit"),
     "audit-log": ("deploy.cli.audit_log", "audit_log"),
@@ -77,6 +80,7 @@ def main() -> None:
     taas key create --tenant acme                  an API key, shown once
     taas limit set --tenant acme --requests-per-minute 60
     taas usage --tenant acme --by model,hour       tokens and money
+    taas invoice close --tenant acme --period 2026-11   its invoice, final and signed
     taas audit                                     is every token accounted for?
 
     Nouns speak to the admin API at TAAS_ADMIN_URL with TAAS_ADMIN_KEY; where these are unset, `taas up` has

@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0032"
-down_revision = "0031"
+revision = "0034"
+down_revision = "0033"
 branch_labels = None
 depends_on = None
 
@@ -30,6 +30,13 @@ def upgrade() -> None:
             f"create trigger {table}_append_only before update or delete or truncate on {table} "
             "for each statement execute function refuse_change()"
         )
+    op.execute("select audit_table('tenant_terms', 'version')")
+    op.execute(
+        "select audit_table('capacity_price', 'version', '', '', "
+        "'(select tenant_id from contract where contract_id = $1->>''contract_id'')')"
+    )
+    op.execute("select audit_table('credit_grant', 'grant_id')")
+    op.execute("select audit_table('invoice', 'number', '', 'document,facts')")
     op.execute("""
         create function note_late_transaction() returns trigger language plpgsql as $$
         begin

@@ -1,0 +1,177 @@
+"""An invoice or a credit note for people: A4, made from its document alone. The same document makes the same
+bytes.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any, Final
+from xml.sax.saxutils import escape
+
+import orjson
+from reportlab.lib import colors
+from reportlab.lib.pagesizes import A4
+from reportlab.lib.styles import ParagraphStyle
+from reportlab.lib.units import mm
+from reportlab.platypus import Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
+
+from billing.moments import utc
+
+_TITLES: Final = {"invoice": "Invoice", "credit_note": "Credit note"}
+_KINDS: Final = {
+    "uncached_input": "input", "cached_input": "cached input", "cache_write": "cache write",
+    "output": "output",
+}  # fmt: skip
+_SMALL: Final = ParagraphStyle("small", fontName="Helvetica", fontSize=7.5, leading=9.5)
+_RIGHT: Final = ParagraphStyle("right", _SMALL, alignment=2)
+_BODY: Final = ParagraphStyle("body", fontName="Helvetica", fontSize=9.5, leading=13)
+_TITLE: Final = ParagraphStyle("title", fontName="Helvetica-Bold", fontSize=18, leading=24)
+_GREY: Final = ParagraphStyle("grey", _SMALL, textColor=colors.HexColor("#555555"))
+_WIDTHS: Final = [86 * mm, 34 * mm, 30 * mm, 24 * mm]
+
+
+def make_pdf(document: bytes, signature: str | None) -> bytes:
+    """The pages of a document, with its SHA-256 and its signature at the end."""
+    shown = orjson.loads(document)
+    title = f"{_TITLES[shown['document']]} {shown['number']}"
+    target = BytesIO()
+    pages = SimpleDocTemplate(
+        target,
+        pagesize=A4,
+        leftMargin=18 * mm,
+        rightMargin=18 * mm,
+        topMargin=18 * mm,
+        bottomMargin=18 * mm,
+        title=title,
+        author=shown["issuer"],
+        invariant=1,
+    )
+    proof = f"SHA-256 of the document: {hashlib.sha256(document).hexdigest()}"
+    if signature is not None:
+        proof += f"<br/>Signature (Ed25519): {escape(signature)}"
+    pages.build(
+        [
+            Paragraph(escape(title), _TITLE),
+            Spacer(0, 3 * mm),
+            Paragraph(_head(shown), _BODY),
+            Spacer(0, 6 * mm),
+            _lines(shown),
+            Spacer(0, 4 * mm),
+            _sums(shown),
+            Spacer(0, 8 * mm),
+            Paragraph(_notes(shown), _GREY),
+            Spacer(0, 3 * mm),
+            Paragraph(proof, _GREY),
+        ],
+        onFirstPage=_numbered,
+        onLaterPages=_numbered,
+    )
+    return target.getvalue()
+
+
+def _numbered(canvas: Any, pages: Any) -> None:
+    canvas.setFont("Helvetica", 7.5)
+    canvas.drawRightString(A4[0] - 18 * mm, 10 * mm, f"page {pages.page}")
+
+
+def _head(shown: Mapping[str, Any]) -> str:
+    period = shown["period"]
+    rows = [
+        ("From", shown["issuer"] or "–"),
+        ("To", f"{shown['tenant']['name']} ({shown['tenant']['id']})"),
+        ("Period", f"{period['from']} until {period['until']} ({period['time_zone']})"),
+        ("Issued", utc(shown["issued_ms"])),
+    ]
+    if "corrects" in shown:
+        rows += [("Corrects", shown["corrects"]), ("Reason", shown["reason"])]
+    return "<br/>".join(f"<b>{name}:</b> {escape(str(value))}" for name, value in rows)
+
+
+def _lines(shown: Mapping[str, Any]) -> Table:
+    rows: list[Sequence[Any]] = [["Description", "Quantity", "Price (USD)", "Amount (USD)"]]
+    names = shown.get("project_names", {})
+    for line in shown["lines"]:
+        what, quantity, price = _words(line, shown["period"]["name"], names)
+        rows.append(
+            [
+                Paragraph(escape(what), _SMALL),
+                Paragraph(escape(quantity), _RIGHT),
+                Paragraph(escape(price), _RIGHT),
+                Paragraph(line["amount"], _RIGHT),
+            ]
+        )
+    if len(rows) == 1:
+        rows.append([Paragraph("nothing was used", _SMALL), "", "", ""])
+    table = Table(rows, colWidths=_WIDTHS, repeatRows=1)
+    table.setStyle(
+        TableStyle(
+            [
+                ("FONT", (0, 0), (-1, 0), "Helvetica-Bold", 8),
+                ("ALIGN", (1, 0), (-1, 0), "RIGHT"),
+                ("LINEBELOW", (0, 0), (-1, 0), 0.8, colors.black),
+                ("LINEBELOW", (0, 1), (-1, -1), 0.25, colors.HexColor("#cccccc")),
+                ("VALIGN", (0, 0), (-1, -1), "TOP"),
+                ("TOPPADDING", (0, 0), (-1, -1), 2),
+                ("BOTTOMPADDING", (0, 0), (-1, -1), 2),
+            ]
+        )
+    )
+    return table
+
+
+def _words(line: Mapping[str, Any], period: str, names: Mapping[str, str]) -> tuple[str, str, str]:
+    """What a line is, how much of it, and at which price."""
+    match line["type"]:
+        case "usage":
+            late = "" if line["period"] == period else f", used in {line['period']}"
+            of = f", contract {line['contract']}" if line["contract"] else ""
+            project = names.get(line["project"], line["project"])
+            what = f"{line['model']}, {_KINDS[line['kind']]} ({line['class']}{of}), project {project}{late}"
+            return what, f"{line['tokens']:,} tokens", f"{line['price']} per million"
+        case "capacity":
+            units = line["milliunits_per_second"] / 1000
+            hours = (line["until_ms"] - line["from_ms"]) / 3_600_000
+            what = f"Reserved capacity, contract {line['contract']}, from {utc(line['from_ms'])}"
+            return what, f"{units:g} units/s × {hours:,.2f} h", f"{line['price_per_unit_hour']} per unit-hour"
+        case "sla_credit":
+            hours = line["milliunits_short"] / 3_600_000
+            what = f"Capacity that was short, contract {line['contract']}"
+            return what, f"{hours:,.4f} unit-hours", f"{line['percent']} % of {line['price_per_unit_hour']}"
+        case "discount":
+            return f"Volume discount above {line['above']} USD", f"{line['of']} USD", f"{line['percent']} %"
+        case "commitment":
+            return f"Commitment of {line['committed']} USD, what is left of it", "", ""
+        case _:
+            return f"Correction of {line['invoice']}", "", ""
+
+
+def _sums(shown: Mapping[str, Any]) -> Table:
+    tax = shown["terms"]["tax"]
+    percent = f"{tax['basis_points'] / 100:g} %"
+    rows = [["Net", shown["net"]], [f"{tax['name'] or 'Tax'} {percent}", shown["tax"]]]
+    rows.append(["Total", shown["total"]])
+    rows += [[f"Credit {each['credit']}", f"-{each['amount']}"] for each in shown.get("credits", ())]
+    rows.append(["Due (USD)", shown["due"]])
+    table = Table(rows, colWidths=[60 * mm, 24 * mm], hAlign="RIGHT")
+    table.setStyle(
+        TableStyle(
+            [
+                ("FONT", (0, 0), (-1, -1), "Helvetica", 9),
+                ("FONT", (0, -1), (-1, -1), "Helvetica-Bold", 10),
+                ("ALIGN", (1, 0), (1, -1), "RIGHT"),
+                ("LINEABOVE", (0, -1), (-1, -1), 0.8, colors.black),
+            ]
+        )
+    )
+    return table
+
+
+def _notes(shown: Mapping[str, Any]) -> str:
+    notes = []
+    if "rounding" in shown:
+        notes.append(f"Rounding: {escape(shown['rounding'])}.")
+    for why, count in shown.get("not_billed", {}).items():
+        if count:
+            notes.append(f"{count} requests are on no invoice yet: {escape(why)}.")
+    notes.append("The legal document is the JSON that this was made from.")
+    return "<br/>".join(notes)

@@ -1,0 +1,80 @@
+"""Terms, credits, prices of capacity and invoices by the command, as an operator uses them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine
+
+from billing.ledger.entries import ReceivedEvent, record_events
+from tests.billing.events import event
+from tests.deploy.cli.conftest import Taas
+
+NOVEMBER_MS = 1_698_796_800_000
+
+
+def test_a_month_from_its_terms_to_its_credit_note(
+    taas: Taas, told: Callable[..., Any], migrated_database_url: str, tmp_path: Path
+) -> None:
+    tenant = told("tenant", "create", "acme")["tenant"]
+    told("model", "add", "m", "--context", "4096")
+    told("price", "set", "--model", "m", "--input", "1", "--output", "2", "--from", "2023-01-01")
+    batch = told("price", "set", "--model", "m", "--class", "batch", "--discount", "50")
+    assert (batch["class"], batch["output"]) == ("batch", "1.00")
+    terms = told(
+        "terms", "set", "--tenant", "acme", "--tax", "19", "--tax-name", "VAT", "--tier", "1:50", "--from",
+        "2023-01-01",
+    )  # fmt: skip
+    assert terms["tiers"] == [{"above": "1.00", "percent": 50}]
+    assert told("terms", "list", "--tenant", "acme")["data"] == [terms]
+    credit = told("credit", "grant", "--tenant", "acme", "--usd", "5", "--expires", "90d")
+    assert (credit["usd"], credit["left"]) == ("5.00", "5.00")
+    engine = create_engine(migrated_database_url)
+    used = event("req_1", (10**6, 0, 10**6), tenant=tenant, model="m", started_ms=NOVEMBER_MS)
+    with engine.begin() as connection:
+        record_events(connection, [ReceivedEvent.read(used.to_json())])
+    engine.dispose()
+    # Input 1, output 2, half of what is above 1 off, and the tax.
+    made = told("invoice", "close", "--tenant", "acme", "--period", "2023-11", "--yes")
+    assert (made["number"], made["net"], made["total"], made["due"]) == ("INV-000001", "2.00", "2.38", "2.38")
+    assert told("invoice", "list", "--tenant", "acme")["data"][0]["number"] == "INV-000001"
+    shown = taas("invoice", "show", "INV-000001").output
+    assert "Volume" not in shown
+    assert "uncached_input" in shown
+    document = taas("invoice", "show", "INV-000001", "--document").stdout
+    assert json.loads(document) == made["document"]
+    assert "same, byte by byte" in taas("invoice", "check", "INV-000001").output
+    file = tmp_path / "invoice.pdf"
+    taas("invoice", "pdf", "INV-000001", "--out", str(file))
+    first = file.read_bytes()
+    assert first.startswith(b"%PDF")
+    taas("invoice", "pdf", "INV-000001", "--out", str(file))
+    assert file.read_bytes() == first
+    note = told("invoice", "credit", "INV-000001", "--usd", "0.50", "--reason", "outage", "--yes")
+    assert (note["number"], note["total"], note["corrects"]) == ("CN-000001", "-0.60", "INV-000001")
+    again = taas("invoice", "close", "--tenant", "acme", "--period", "2023-11", "--yes", exit_code=1)
+    assert "2023-12" in again.output
+
+
+def test_what_cannot_be_closed_says_why(taas: Taas, told: Callable[..., Any]) -> None:
+    told("tenant", "create", "acme")
+    month = taas("invoice", "close", "--tenant", "acme", "--period", "2999-01", exit_code=1)
+    assert "The period lasts until 2999-02-01T00:00:00Z" in month.output
+    may = taas("invoice", "close", "--tenant", "acme", "--period", "May", "--yes", exit_code=1)
+    assert "a month such as 2026-11" in may.output
+    assert "is no tier" in taas("terms", "set", "--tenant", "acme", "--tier", "5", exit_code=2).output
+    assert taas("invoice", "list").output.startswith("no invoices")
+
+
+def test_a_contract_has_a_price(taas: Taas, told: Callable[..., Any], shop: None) -> None:
+    signed = told(
+        "contract", "sign", "--tenant", "acme", "--pool", "org/llama", "--units", "500", "--until", "1y",
+        "--notice-days", "30", "--yes",
+    )["contract"]  # fmt: skip
+    assert "on no invoice" in taas("contract", "price", signed).output
+    price = told("contract", "price", signed, "--unit-hour", "0.04", "--sla", "200", "--from", "2026-01-01")
+    assert (price["unit_hour"], price["sla_percent"]) == ("0.04", 200)
+    assert told("contract", "price", signed)["data"] == [price]
+    past = taas("contract", "price", signed, "--unit-hour", "9", "--from", "2026-01-01", exit_code=1)
+    assert "the past keeps it" in past.output
