@@ -5,8 +5,8 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Response
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from billing.api.amounts import Amount
 from billing.api.answer import Listing
-from billing.api.budgets import Amount
 from billing.api.contract_shapes import part, thousandths
 from billing.api.control import Control
 from billing.api.economics_answers import MachineTermsAnswer

@@ -16,3 +16,8 @@ def upgrade() -> None:
     op.create_check_constraint(
         op.f("ck_tenant_retain_answers"), "tenant", "retain_answers_s between 0 and 86400"
     )
+
+
+def downgrade() -> None:
+    """Nobody's answers are stored any more."""
+    op.drop_column("tenant", "retain_answers_s")

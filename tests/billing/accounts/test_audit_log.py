@@ -41,7 +41,8 @@ NOT_AUDITED = {
     "ledger_transaction", "ledger_posting", "engine_counter", "request_difference", "reconciled_request",
     "line_bill", "budget_spent", "api_key_use", "projection_outbox", "projection_state",
     "idempotent_request", "pool_past", "contract_history", "contract_minute", "contract_shortfall",
-    "reclaim_history", "batch_file", "batch", "batch_line", "batch_part", "batch_runner",
+    "reclaim_history", "document_series", "invoiced", "late_transaction", "credit_use", "batch_file",
+    "batch", "batch_line", "batch_part", "batch_runner",
 }  # fmt: skip
 
 
