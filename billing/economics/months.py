@@ -49,14 +49,14 @@ class MachineTime:
         names = [each.name for each in fields(self)]
         return type(self)(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
-    def figures(self, **more: int) -> Figures:
-        """As figures; money is rounded here, once, half to even."""
+    def figures(self, paid: int, **more: int) -> Figures:
+        """As figures; `paid`: its cost in pico-dollars."""
 
         def known(amount: int, unknown_ms: int) -> int | None:
             return amount if unknown_ms < self.machine_ms else None
 
         return Figures(
-            cost_machines=known(round(Fraction(self.cost, _HOUR_MS)), self.cost_unknown_ms),
+            cost_machines=known(paid, self.cost_unknown_ms),
             machine_ms=self.machine_ms,
             gpu_ms=known(self.gpu_ms, self.gpus_unknown_ms),
             milliwatt_ms=known(self.milliwatt_ms, self.power_unknown_ms),
@@ -127,11 +127,11 @@ def share_out(pool: PoolMonth, list_price: Fraction | None) -> dict[Cell, Figure
     """The figures of each cell; together they are the pool's. `list_price`: of a mu_ms."""
     found: defaultdict[Cell, Figures] = defaultdict(Figures)
     own = sum(pool.own.values(), MachineTime())
-    places = _places(pool, own.capacity)
-    for cell, figures in _divided_over(own, places, pool.own).items():
+    paid_own, paid_taken = paid(pool.own, pool.taken)
+    for cell, figures in _divided_over(own, _places(pool, own.capacity), pool.own, paid_own).items():
         found[cell] += figures
     for use, time in pool.taken.items():
-        found[Cell(use)] += time.figures(other=time.capacity)
+        found[Cell(use)] += time.figures(paid_taken[use], other=time.capacity)
     for held in pool.held:
         found[Cell(held.use, contract=held.contract)] += Figures(
             revenue_capacity=held.capacity_picousd,
@@ -154,6 +154,16 @@ def share_out(pool: PoolMonth, list_price: Fraction | None) -> dict[Cell, Figure
         for cell, worth in _at_list(found, list_price).items():
             found[cell] += Figures(list_picousd=worth)
     return dict(found)
+
+
+def paid(*machines: Mapping[str, MachineTime]) -> list[dict[str, int]]:
+    """What these cost, in pico-dollars: rounded once in all, half to even, and divided."""
+    weights = {
+        (number, use): time.cost for number, times in enumerate(machines) for use, time in times.items()
+    }
+    whole = round(Fraction(sum(weights.values()), _HOUR_MS))
+    parts = divided(whole, weights) if whole else weights.fromkeys(weights, 0)
+    return [{use: parts[number, use] for use in times} for number, times in enumerate(machines)]
 
 
 def _at_list(found: Mapping[Cell, Figures], list_price: Fraction) -> dict[Cell, int]:
@@ -205,15 +215,18 @@ def _by_model(pool: PoolMonth, contract: str, sold: int) -> dict[str, int]:
 
 
 def _divided_over(
-    own: MachineTime, places: Mapping[Cell, Figures], by_use: Mapping[str, MachineTime]
+    own: MachineTime,
+    places: Mapping[Cell, Figures],
+    by_use: Mapping[str, MachineTime],
+    paid_own: Mapping[str, int],
 ) -> dict[Cell, Figures]:
     """The own machines' time and cost, in proportion to the capacity of each place; without a calibration
     they are the own use's.
     """
     weights = {cell: figures.calibrated for cell, figures in places.items()}
     if not any(weights.values()):
-        return {Cell(use): time.figures() for use, time in by_use.items()}
-    whole = own.figures()
+        return {Cell(use): time.figures(paid_own[use]) for use, time in by_use.items()}
+    whole = own.figures(sum(paid_own.values()))
     parts = {
         each.name: divided(amount, weights)
         for each in fields(whole)

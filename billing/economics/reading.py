@@ -23,7 +23,7 @@ from billing.ledger.cost import COST_AMOUNT, COST_PRICE
 from billing.ledger.entries import Pricing
 from billing.reclaims import store as reclaims
 from billing.reclaims.shortfall import measured_over_time
-from billing.schema.capacity import contract_minute, reclaim
+from billing.schema.capacity import contract_hour, reclaim
 from billing.schema.catalogue import instance, tenant
 from billing.schema.ledger import HOUR_MS, usage_event, usage_hour
 from billing.wire.engine_kinds import is_provider
@@ -148,11 +148,11 @@ def signed_mu_ms(contract: Contract, from_ms: int, until_ms: int) -> int:
 
 
 def _read_evidence(connection: Connection, months: Months) -> dict[tuple[str, int], dict[str, int]]:
-    of = contract_minute.c
-    month = months.index_of(of.minute_ms, 1)
+    of = contract_hour.c
+    month = months.index_of(of.hour, HOUR_MS)
     query = (
         select(of.contract_id, month, func.sum(of.used_mu), func.sum(of.lent_mu), func.sum(of.shortfall_mu))
-        .where(of.minute_ms >= months.edges_ms[0], of.minute_ms < months.edges_ms[-1])
+        .where(of.hour >= months.edges_ms[0] // HOUR_MS, of.hour < months.edges_ms[-1] // HOUR_MS)
         .group_by(of.contract_id, month)
     )
     return {

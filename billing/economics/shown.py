@@ -11,8 +11,8 @@ from billing.catalogue.money import PICOUSD_PER_USD, Money
 from billing.economics.figures import Figures
 
 ROUNDING: Final = (
-    "half to even. The cost of each pool's machines is rounded to pico-dollars once a month and use, and "
-    "divided so that the parts add up. Hours, kWh and quotients have six decimals, percent has two."
+    "half to even. The cost of each pool's machines is rounded to pico-dollars once a month, and divided so "
+    "that the parts add up. Hours, kWh and quotients have six decimals, percent has two."
 )
 _HOUR_MS: Final = 3_600_000
 _UNIT_HOUR: Final = 1000 * _HOUR_MS

@@ -1,13 +1,14 @@
 """What of a pool's machines can be taken back for other uses, by when and for how much. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from billing.contracts.position import Holding, Position, Taken, worsened
 from billing.contracts.terms import Contract, end_by_notice
-from billing.economics.expected import PoolOutlook, with_end
-from billing.economics.figures import Figures
-from billing.economics.whatif import Changes, Ending, Move, outcome
+from billing.economics.expected import PoolOutlook, expected, with_end
+from billing.economics.machine_time import Away, machine_time
+from billing.economics.months import paid
 from billing.reclaims.plan import machines_over_time, with_taken
 
 
@@ -43,7 +44,7 @@ def take_backs(
     """At each edge but the last: without a notice, and with notice given now to each contract that would end
     by then.
     """
-    before = _total(pool, edges_ms, Changes())
+    before = _revenue(pool, edges_ms)
     found = []
     for at_ms in edges_ms[:-1]:
         ends = {
@@ -57,30 +58,33 @@ def take_backs(
 
 
 def _at(
-    pool: PoolOutlook, at_ms: int, ends: Mapping[str, int], edges_ms: Sequence[int], before: Figures
+    pool: PoolOutlook, at_ms: int, ends: Mapping[str, int], edges_ms: Sequence[int], before: int
 ) -> TakeBack:
     position = pool.position
     for name, ends_ms in ends.items():
         position = with_end(position, name, ends_ms)
     machines = most_to_take(position, at_ms)
-    move = Move(pool=pool.history.pool, instances=machines, from_use=None, to_use="idle", from_ms=at_ms)
-    endings = tuple(Ending(contract=name, ends_ms=ends_ms) for name, ends_ms in ends.items())
-    after = _total(pool, edges_ms, Changes(moves=(move,) if machines else (), endings=endings))
-    moved = _total(pool, edges_ms, Changes(moves=(move,) if machines else ()), use="idle")
-    idle = _total(pool, edges_ms, Changes(), use="idle")
-    known = moved.cost_machines is not None or not machines
+    after = replace(pool, position=with_taken(position, Taken(machines, at_ms)))
+    gone = replace(pool.history, away=[Away(use="idle", instances=machines, from_ms=at_ms)])
+    moved = [machine_time(gone, from_ms, until_ms)[1] for from_ms, until_ms in pairwise(edges_ms)]
+    unknown = any(time.cost_unknown_ms for times in moved for time in times.values())
     return TakeBack(
         from_ms=at_ms,
         machines=machines,
         notices=tuple(sorted(ends)),
-        lost=before.revenue - after.revenue,
-        cost=(moved.cost_machines or 0) - (idle.cost_machines or 0) if known else None,
+        lost=before - _revenue(after, edges_ms),
+        cost=None if unknown else sum(sum(each.values()) for times in moved for each in paid(times)),
     )
 
 
-def _total(pool: PoolOutlook, edges_ms: Sequence[int], changes: Changes, use: str | None = None) -> Figures:
-    found = outcome({pool.history.pool: pool}, edges_ms, changes)
-    return Figures.total(figures for (_, _, cell), figures in found.items() if use is None or cell.use == use)
+def _revenue(pool: PoolOutlook, edges_ms: Sequence[int]) -> int:
+    """What is expected, in pico-dollars."""
+    months = [expected(pool, from_ms, until_ms) for from_ms, until_ms in pairwise(edges_ms)]
+    return sum(
+        sum(each.revenue for each in month.used)
+        + sum(each.capacity_picousd - each.credits for each in month.held)
+        for month in months
+    )
 
 
 def most_to_take(position: Position, from_ms: int) -> int:

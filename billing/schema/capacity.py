@@ -240,6 +240,18 @@ contract_minute = Table(
     Column("shortfall_mu", BigInteger, Computed("cut_mu + missing_mu", persisted=True), nullable=False),
 )
 
+# The sums of the same by hour (hours since 1970), for reports of months. A trigger keeps them.
+contract_hour = Table(
+    "contract_hour",
+    metadata,
+    Column("contract_id", Text, ForeignKey(contract.c.contract_id), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("assigned_mu", BigInteger, nullable=False),
+    Column("used_mu", BigInteger, nullable=False),
+    Column("lent_mu", BigInteger, nullable=False),
+    Column("shortfall_mu", BigInteger, nullable=False),
+)
+
 # What a contract was short of in one second because its machines were taken against it: the basis of a
 # credit.
 contract_shortfall = Table(

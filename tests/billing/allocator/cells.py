@@ -3,6 +3,7 @@ Time is a parameter.
 """
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,9 @@ from billing.allocator.round import Round
 from billing.contracts import lifecycle
 from billing.contracts.terms import Contract
 from billing.metrics import BillingMetrics
-from billing.schema.capacity import contract_minute
+from billing.schema.capacity import contract_hour, contract_minute
 from billing.schema.catalogue import model
+from billing.schema.ledger import HOUR_MS
 from billing.wire import redis_keys
 from tests.billing.cell.requests import CELL, CellRequest
 from tests.billing.contracts.selling import POOL, T0, Shop, furnish, terms
@@ -95,12 +97,18 @@ class Ground:
         self.text.hincrby(redis_keys.flight(CELL), "used", mu)
 
     def minutes(self, contract_id: str) -> dict[int, Any]:
-        """Rows of the evidence, by minutes since T0."""
+        """Rows of the evidence, by minutes since T0. Those of hours are their sums, whatever happened."""
         with self.engine.connect() as connection:
-            rows = connection.execute(
-                select(contract_minute).where(contract_minute.c.contract_id == contract_id)
+            minutes, hours = (
+                connection.execute(select(table).where(table.c.contract_id == contract_id)).all()
+                for table in (contract_minute, contract_hour)
             )
-            return {(row.minute_ms - T0) // MINUTE: row for row in rows}
+        for name in ("assigned_mu", "used_mu", "lent_mu", "shortfall_mu"):
+            sums: defaultdict[int, int] = defaultdict(int)
+            for row in minutes:
+                sums[row.minute_ms // HOUR_MS] += getattr(row, name)
+            assert {row.hour: getattr(row, name) for row in hours} == sums
+        return {(row.minute_ms - T0) // MINUTE: row for row in minutes}
 
 
 def open_ground(engine: Engine, raw: redis.Redis, text: redis.Redis) -> Ground:

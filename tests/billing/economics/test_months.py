@@ -61,8 +61,7 @@ def test_what_is_divided_is_all_there_is(month: PoolMonth) -> None:
     assert total.machine_ms == own.machine_ms + taken.machine_ms
     assert (total.gpu_ms or 0) == own.gpu_ms + taken.gpu_ms
     assert (total.milliwatt_ms or 0) == own.milliwatt_ms + taken.milliwatt_ms
-    rounded_apart = (len(month.own) + len(month.taken)) * Fraction(1, 2)
-    assert abs((total.cost_machines or 0) - Fraction(own.cost + taken.cost, HOUR)) <= rounded_apart
+    assert (total.cost_machines or 0) == round(Fraction(own.cost + taken.cost, HOUR))
     assert total.revenue == sum(each.revenue for each in month.used) + sum(
         each.capacity_picousd for each in month.held
     )
