@@ -40,9 +40,9 @@ NOT_AUDITED = {
     "usage_chain_head", "usage_unchained",
     "ledger_transaction", "ledger_posting", "engine_counter", "request_difference", "reconciled_request",
     "line_bill", "budget_spent", "api_key_use", "projection_outbox", "projection_state",
-    "idempotent_request", "pool_past", "contract_history", "contract_minute", "contract_shortfall",
-    "reclaim_history", "document_series", "invoiced", "late_transaction", "credit_use", "batch_file",
-    "batch", "batch_line", "batch_part", "batch_runner",
+    "idempotent_request", "pool_past", "contract_history", "contract_hour", "contract_minute",
+    "contract_shortfall", "reclaim_history", "document_series", "invoiced", "late_transaction", "credit_use",
+    "batch_file", "batch", "batch_line", "batch_part", "batch_runner",
 }  # fmt: skip
 
 
