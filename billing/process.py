@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 from billing.allocator.allocator import Allocator
 from billing.allocator.restore import RESTORE_INTERVAL_MS, Restorer
 from billing.api.app import build_app
+from billing.api.signing_key import checking_key, signing_key
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.run import Auditor
 from billing.autoscaling.autoscaler import Autoscaler
@@ -35,6 +36,7 @@ from billing.idempotency import forget_old
 from billing.inventory import read_inventory
 from billing.leadership import LeadersRounds
 from billing.ledger.chain import chain_waiting
+from billing.ledger.checkpoints import end_days, sign_days
 from billing.loop import Loop, Seldom
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
@@ -149,7 +151,7 @@ def _work(
 ) -> None:
     engine, client = stores.engine, stores.client
     busy = BusyCells(client)
-    auditor = Auditor(engine, client, poller, busy)
+    auditor = Auditor(engine, client, poller, busy, partial(checking_key, settings.evidence_key_file))
     projector = Projector(engine, client)
     app = build_app(settings, engine, client, auditor=auditor, projector=projector)
     server = _AdminServer(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
@@ -292,16 +294,20 @@ def _loops(
         Loop("autoscaling", autoscaling.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
         Loop("inventory", inventory.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
         _budget_loop(settings, stores, metrics),
-        _chain_loop(stores, metrics),
+        _chain_loop(settings, stores, metrics),
     ]
 
 
-def _chain_loop(stores: _Stores, metrics: BillingMetrics) -> Loop:
+def _chain_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetrics) -> Loop:
     def chain() -> None:
         for _ in range(_CHAIN_BATCHES):
             with stores.loops_engine.begin() as connection:
                 if not chain_waiting(connection, most=_CHAIN_BATCH):
-                    return
+                    break
+        with stores.loops_engine.begin() as connection:
+            end_days(connection)
+            if settings.evidence_key_file is not None:
+                sign_days(connection, signing_key(settings.evidence_key_file))
 
     rounds = LeadersRounds(metrics.shared.leads, chain, interval_ms=_LEADS_INTERVAL_MS)
     return Loop("chains", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)

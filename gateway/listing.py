@@ -28,9 +28,10 @@ from gateway.readiness import Readiness
 from gateway.receipts import find_receipt
 
 REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")
-# The filters that a tenant may use on its capacity, and how long each may be.
+# What a tenant may ask of its capacity and of its checkpoints, and how long each word may be.
 CAPACITY_WORDS = ("contract", "from", "until")
-CAPACITY_CHARS_MAX = 128
+CHECKPOINT_WORDS = ("limit", "after")
+PARAM_CHARS_MAX = {"contract": 128, "from": 128, "until": 128, "limit": 16, "after": 1024}
 CAPACITY_FIELDS = (
     "contract",
     "minute",
@@ -118,16 +119,16 @@ def _add_usage_routes(
             raise UsageUnavailable
         return JSONResponse(found.json())
 
-    @router.get("/v1/capacity", summary="What came of your contracts, minute by minute", tags=["usage"])
-    async def show_capacity(request: Request) -> Response:
+    async def ask(request: Request, path: str, words: tuple[str, ...]) -> dict[str, Any]:
+        """Billing's answer to these parameters of the caller's, about the caller's tenant."""
         caller = await caller_of(request)
-        asked = {word: request.query_params[word] for word in CAPACITY_WORDS if word in request.query_params}
+        asked = {word: request.query_params[word] for word in words if word in request.query_params}
         for word, text in asked.items():
-            if len(text) > CAPACITY_CHARS_MAX:
-                raise InvalidRequest(f"'{word}' has at most {CAPACITY_CHARS_MAX} characters.", param=word)
+            if len(text) > PARAM_CHARS_MAX[word]:
+                raise InvalidRequest(f"'{word}' has at most {PARAM_CHARS_MAX[word]} characters.", param=word)
         try:
             # Last, so that no parameter of the caller can name another tenant.
-            found = await billing.get("/admin/v1/capacity", asked | {"tenant": caller.tenant.tenant})
+            found = await billing.get(path, asked | {"tenant": caller.tenant.tenant})
         except httpx.HTTPError as exc:
             raise UsageUnavailable from exc
         if found.status_code == 404:
@@ -137,7 +138,20 @@ def _add_usage_routes(
             raise InvalidRequest(refusal["message"], param=refusal["param"])
         if found.status_code != 200:
             raise UsageUnavailable
-        return JSONResponse(tenants_capacity(found.json()))
+        answer: dict[str, Any] = found.json()
+        return answer
+
+    @router.get(
+        "/v1/usage/checkpoints",
+        summary="Signed: where your chain of usage stood at the end of each day",
+        tags=["usage"],
+    )
+    async def show_checkpoints(request: Request) -> dict[str, Any]:
+        return await ask(request, "/admin/v1/usage/checkpoints", CHECKPOINT_WORDS)
+
+    @router.get("/v1/capacity", summary="What came of your contracts, minute by minute", tags=["usage"])
+    async def show_capacity(request: Request) -> dict[str, Any]:
+        return tenants_capacity(await ask(request, "/admin/v1/capacity", CAPACITY_WORDS))
 
 
 def tenants_capacity(report: dict[str, Any]) -> dict[str, Any]:

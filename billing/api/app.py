@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import httpx
@@ -49,11 +50,13 @@ from billing.api import (
     tenants,
     terms,
     usage,
+    usage_proof,
 )
 from billing.api.buffered_body import BufferedBody
 from billing.api.control import ControlPlane
 from billing.api.edge import Access, RequestId
 from billing.api.idempotency import Idempotency
+from billing.api.signing_key import checking_key
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.run import Auditor
 from billing.catalogue.projection import Projector
@@ -64,6 +67,7 @@ from billing.wire.certificates import checked_by
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, key_usage.router, limits.router,
     budgets.router, models.router, instances.router, prices.router, cost_prices.router, usage.router,
+    usage_proof.router,
     requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router,
     capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
     machines.router, economics.router, economics_ahead.router, launches.router, autoscaling.router,
@@ -126,7 +130,12 @@ def build_app(
         evidence_key_file=settings.evidence_key_file,
         issuer=settings.issuer,
     )
-    app.state.auditor = auditor or Auditor(engine, redis, poller)  # type: ignore[arg-type]
+    app.state.auditor = auditor or Auditor(
+        engine,
+        redis,
+        poller,  # type: ignore[arg-type]
+        checking_key=partial(checking_key, settings.evidence_key_file),
+    )
     errors.install(app)
     for router in ROUTERS:
         # Flat, so that the table of rights covers every route.

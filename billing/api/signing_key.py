@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from billing.refusals import Conflict
 from billing.wire.evidence import EvidenceError, read_private_key
@@ -22,3 +22,8 @@ def signing_key(path: Path | None) -> Ed25519PrivateKey:
         return read_private_key(read_private_file(path, _KEY_BYTES_MAX).decode("utf-8", "replace"))
     except (NotPrivate, EvidenceError) as exc:
         raise Conflict(f"The key in {path} cannot be used: {exc}.", code="no_evidence") from exc
+
+
+def checking_key(path: Path | None) -> Ed25519PublicKey | None:
+    """Its public half; None where there is no key. Raises Conflict if it cannot be used."""
+    return None if path is None else signing_key(path).public_key()

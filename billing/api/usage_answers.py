@@ -4,10 +4,38 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from billing.api.answer import Answer, Ms, Usd, Utc
+from billing.api.answer import Answer, Listing, Ms, Usd, Utc
 from billing.api.catalogue_answers import Counters
 from billing.findings import FindingKind
 from billing.wire.dimensions import Dimension
+
+
+class CheckpointDocument(Answer):
+    """Where a tenant's chain of hashes stood at the end of a day (UTC). Positions count from 1; hashes are
+    SHA-256, in hex.
+    """
+
+    version: int
+    tenant: str
+    day: str
+    position: int
+    hash: str
+
+
+class SignedCheckpoint(Answer):
+    """`signature`: base64 of Ed25519 over `taas usage checkpoint 1`, a line feed, and `checkpoint` as JSON
+    with sorted names and without spaces. `key`: the id of the key that signed.
+    """
+
+    checkpoint: CheckpointDocument
+    key: str
+    signature: str
+
+
+class CheckpointListing(Listing[SignedCheckpoint]):
+    """Newest first. `public_key`: that of the key which signs now, null where there is none."""
+
+    public_key: str | None
 
 
 class UsedTokens(Answer):

@@ -7,9 +7,11 @@ explained, `report` makes the report. Findings are values; it raises only if it 
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import redis
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Engine
 
 from billing.accounts import audit_log
@@ -28,6 +30,7 @@ from billing.audit.report import (
 )
 from billing.findings import Finding, FindingKind
 from billing.ledger.check import check_ledger, set_aside
+from billing.ledger.checkpoints import check_checkpoints
 from billing.usage.busy_cells import BusyCells
 from billing.wire.tokens import NO_TOKENS
 
@@ -39,8 +42,15 @@ class Auditor:
     """Audits one installation. The client must not decode responses."""
 
     def __init__(
-        self, engine: Engine, client: redis.Redis, poller: CounterPoller, busy: BusyCells | None = None
+        self,
+        engine: Engine,
+        client: redis.Redis,
+        poller: CounterPoller,
+        busy: BusyCells | None = None,
+        checking_key: Callable[[], Ed25519PublicKey | None] = lambda: None,
     ) -> None:
+        """`checking_key`: of the key that signs usage checkpoints, its public half."""
+        self._checking_key = checking_key
         self._busy = busy or BusyCells(client)
         self._engine = engine
         self._client = client
@@ -116,6 +126,6 @@ class Auditor:
             findings += set_aside(connection)
             findings += check_clocks(difference_ms(connection, self._client))
             if check_facts:
-                findings += check_ledger(connection)
+                findings += check_ledger(connection) + check_checkpoints(connection, self._checking_key())
                 findings += audit_log.check(connection)
         return AuditReport(by_instance(reading.balances), tuple(findings))

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.catalogue.price_book import Price, prices_by_id
 from billing.ledger.bulk_insert import insert_rows
 from billing.ledger.chain_entry import NO_HASH, Parts, digest, entry, link, parts_of, price_document
+from billing.ledger.checkpoints import DAY_MS, note_days
 from billing.schema.chain import usage_chain, usage_chain_head, usage_unchained
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import ledger_transaction, usage_event
@@ -73,10 +74,12 @@ def lock_heads(connection: Connection, chains: Iterable[str]) -> dict[str, Head]
 
 def add_links(connection: Connection, heads: dict[str, Head], entries: Sequence[ChainedEntry]) -> None:
     """Append entries, in this order, to the chains whose heads the caller has locked."""
-    rows = []
+    rows, ended = [], []
     for item in entries:
         head = heads[item.chain]
         position, chained_ms = head.position + 1, max(head.chained_ms, item.recorded_ms)
+        if chained_ms // DAY_MS != head.chained_ms // DAY_MS and head.position:
+            ended.append((item.chain, head.chained_ms, head.position, head.hash))
         place = {"chain": item.chain, "position": position, "chained_ms": chained_ms}
         made = link(head.hash, entry({**place, **item.facts}, item.parts))
         heads[item.chain] = Head(position, made, chained_ms)
@@ -87,6 +90,7 @@ def add_links(connection: Connection, heads: dict[str, Head], entries: Sequence[
     if not rows:
         return
     insert_rows(connection, usage_chain, rows)
+    note_days(connection, ended)
     moved = [
         {"chain": chain, "position": head.position, "hash": f"\\x{head.hash}", "chained_ms": head.chained_ms}
         for chain, head in heads.items()
@@ -124,7 +128,7 @@ def entry_of(
         recorded_ms=recorded_ms,
         facts={
             "request_id": request_id, "pricing": pricing, "corrects": corrects, "recorded_ms": recorded_ms,
-            "amount_picousd": str(owed), "kind": kind, "subject": subject,
+            "amount_picousd": str(owed), "kind": kind, "subject": subject, "entry": transaction_id,
         },
         parts=parts_of(event, lines, price_digest),
     )  # fmt: skip

@@ -100,8 +100,8 @@ def price_document(price: Price) -> dict[str, Any]:
 
 
 def entry(facts: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
-    """What is hashed. `facts`: chain, position, chained_ms, recorded_ms, request_id (or kind and subject),
-    pricing, corrects, amount_picousd.
+    """What is hashed. `facts`: chain, position, chained_ms; entry (its number), recorded_ms, request_id (or
+    kind and subject), pricing, corrects, amount_picousd.
     """
     digests = {
         "event": parts.event,

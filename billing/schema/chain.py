@@ -3,7 +3,7 @@
 Chains and their links are append-only: triggers of the migration refuse changes.
 """
 
-from sqlalchemy import BigInteger, Column, LargeBinary, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Index, LargeBinary, Table, Text, UniqueConstraint
 
 from billing.schema.metadata import metadata
 
@@ -31,6 +31,25 @@ usage_chain_head = Table(
     Column("position", BigInteger, nullable=False),
     Column("hash", LargeBinary, nullable=False),
     Column("chained_ms", BigInteger, nullable=False),
+)
+
+# The last link of each chain on each day (UTC: `2026-11-28`) that has links, signed with the key of this
+# id; both null until it is signed, and unchanged from then on.
+usage_checkpoint = Table(
+    "usage_checkpoint",
+    metadata,
+    Column("chain", Text, primary_key=True),
+    Column("day", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("key_id", Text),
+    Column("signature", Text),
+    UniqueConstraint("chain", "position"),
+)
+Index(
+    "ix_usage_checkpoint_unsigned",
+    usage_checkpoint.c.chain,
+    postgresql_where=usage_checkpoint.c.signature.is_(None),
 )
 
 # Entries that are in no chain yet: from before there were chains, written by an earlier version beside this

@@ -46,6 +46,7 @@ _COMMANDS: Final = {
     "credit": ("deploy.cli.credit", "credit"),
     "invoice": ("deploy.cli.invoice", "invoice"),
     "usage": ("deploy.cli.usage", "usage"),
+    "checkpoint": ("deploy.cli.checkpoint", "checkpoint"),
     "audit": ("deploy.cli.audit", "audit"),
     "audit-log": ("deploy.cli.audit_log", "audit_log"),
     "reconcile": ("deploy.cli.reconcile", "reconcile"),

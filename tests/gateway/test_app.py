@@ -23,6 +23,7 @@ def test_head_is_taken_wherever_get_is(start_gateway: StartGateway, catalogue: C
         for path in (
             "/v1/capacity",
             "/v1/usage/me",
+            "/v1/usage/checkpoints",
             "/v1/usage/requests/req_0",
             "/v1/models/none",
             "/nowhere",

@@ -291,6 +291,7 @@ def test_what_every_operation_answers_is_what_the_document_says(
                  "provider-usage?provider=openai&from=2023-11-01&until=2023-12-01", "requests/req_1",
                  "requests/req_2", f"contracts/{draft}",
                  f"contracts/{draft}/history", "tenants/acme", f"keys/{key}", f"keys/{key}/usage",
+                 "usage/checkpoints?tenant=acme",
                  "models/m", "pools/m", "autoscaling", "autoscaling/m", "batches", "credits",
                  "terms?tenant=acme", "invoices", "/healthz"):  # fmt: skip
         ask("GET", path)
