@@ -55,7 +55,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "audit": ("accounts", "catalogue", "ledger", "fleet", "usage"),
         "contracts": ("catalogue", "cell", "ledger"),
         "reclaims": ("catalogue", "contracts", "fleet", "ledger"),
-        "economics": ("catalogue", "contracts", "ledger", "reclaims"),
+        "economics": ("catalogue", "contracts", "invoices", "ledger", "reclaims"),
         "allocator": ("catalogue", "cell", "contracts", "fleet", "usage", "metrics"),
         "batch": ("ledger", "batches", "database", "idempotency"),
         "invoices": ("catalogue", "contracts", "ledger"),

@@ -66,13 +66,15 @@ class UnknownFigures(Answer):
 
 
 class EconomicsTotal(Answer):
-    """The sum of all lines. `revenue` is that of tokens and of capacity, less `credits`. Null: nothing of it
+    """The sum of all lines. `revenue` is that of tokens, of capacity and by the terms of invoices
+    (minimum commitments, less volume discounts), less `credits`. Null: nothing of it
     is known.
     """
 
     revenue: Usd
     revenue_tokens: Usd
     revenue_capacity: Usd
+    revenue_terms: Usd
     credits: Usd
     cost: Usd | None
     cost_machines: Usd | None

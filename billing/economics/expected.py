@@ -37,6 +37,16 @@ class Asked:
     makers: Fraction = _NONE
 
 
+@dataclass(frozen=True, slots=True)
+class CapacityRate:
+    """What capacity costs on average over a time, and what is given back for what is short of it: in
+    pico-dollars for each mu_ms.
+    """
+
+    price: Fraction
+    credit: Fraction
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elsewhere:
     """What requests at providers earned and cost of late, in pico-dollars a ms."""
@@ -49,8 +59,7 @@ class Elsewhere:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolOutlook:
     """One pool as it stands. `held`: by contract what was asked under it; one that was not used has none.
-    `capacity_price`: by contract, in pico-dollars for each mu_ms; that much is also given back for what a
-    contract is short of. `uses`: of contracts.
+    `capacity`: by contract, what that costs. `uses`: of contracts.
     """
 
     history: PoolHistory
@@ -59,7 +68,7 @@ class PoolOutlook:
     held: Mapping[str, Asked] = field(default_factory=dict)
     shared: Sequence[Asked] = ()
     elsewhere: Sequence[Elsewhere] = ()
-    capacity_price: Mapping[str, Fraction] = field(default_factory=dict)
+    capacity: Mapping[str, CapacityRate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,15 +157,15 @@ def _lent(total: Mapping[str, int], used: Mapping[str, Fraction], wanted: int) -
 
 
 def _held(pool: PoolOutlook, name: str, total: int, used: Fraction, short: int, demand: Demand) -> Held:
-    price = pool.capacity_price.get(name, _NONE) * demand.price
+    rate = pool.capacity.get(name, CapacityRate(_NONE, _NONE))
     return Held(
         contract=name,
         use=pool.uses[name],
         total=total,
         used_mu=round(used / _MS) if name in pool.held else None,
         short_mu=round(Fraction(short, _MS)),
-        capacity_picousd=round(price * total),
-        credits=round(price * short),
+        capacity_picousd=round(rate.price * demand.price * total),
+        credits=round(rate.credit * demand.price * short),
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """`revenue_providers`: the part of the revenue from tokens that providers produced; it is no machine's.
+    """`revenue_terms`: what invoices add by their tenants' terms: minimum commitments, less volume discounts.
+    `revenue_providers`: the part of the revenue from tokens that providers produced; it is no machine's.
     `sold`: what contracts hold and others do not use, and what requests without a contract use; `lent`: what
     contracts hold and others use; `idle`: the rest; `other`: of machines in other use. Together they are all
     that was calibrated. `used_mu`: work of requests. `commitment_…`: of contracts, as signed, as used, and
@@ -21,6 +22,7 @@ class Figures:
 
     revenue_tokens: int = 0
     revenue_capacity: int = 0
+    revenue_terms: int = 0
     revenue_providers: int = 0
     credits: int = 0
     cost_machines: int | None = None
@@ -65,7 +67,7 @@ class Figures:
     @property
     def revenue(self) -> int:
         """What tenants owe, less credits."""
-        return self.revenue_tokens + self.revenue_capacity - self.credits
+        return self.revenue_tokens + self.revenue_capacity + self.revenue_terms - self.credits
 
     @property
     def cost(self) -> int | None:

@@ -3,15 +3,13 @@ that.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Final
 
 from sqlalchemy import Connection
 
-from billing.contracts import store as contracts
 from billing.contracts.commitments import read_position
-from billing.contracts.timeline import FOREVER_MS
 from billing.economics import owed
 from billing.economics.expected import Asked, Elsewhere, PoolOutlook
 from billing.economics.months import Held, Used
@@ -22,11 +20,12 @@ from billing.economics.reading import (
     read_held,
     read_histories,
     read_used,
-    signed_mu_ms,
 )
 
 DAY_MS: Final = 86_400_000
 BASIS_DAYS: Final = 28
+# Over which capacity has its average price.
+_AHEAD_MS: Final = 2 * 366 * DAY_MS
 
 
 def read_outlooks(
@@ -38,6 +37,7 @@ def read_outlooks(
     lately = Months((until_ms - basis_days * DAY_MS, until_ms))
     histories = read_histories(connection, catalogue)
     held, used = read_held(connection, catalogue, lately), read_used(connection, catalogue, lately)
+    rates = owed.capacity_rates(connection, at_ms, at_ms + _AHEAD_MS)
     found = {}
     for pool in sorted(histories if only is None else histories.keys() & {only}):
         position = read_position(connection, pool, at_ms)
@@ -51,7 +51,7 @@ def read_outlooks(
             held=asked,
             shared=shared,
             elsewhere=elsewhere,
-            capacity_price=_capacity_prices(connection, pool, at_ms),
+            capacity=rates,
         )
     return found
 
@@ -97,14 +97,3 @@ def _asked(use: str, some: Sequence[Used], unit: Fraction, most: Fraction | None
         listed=Fraction(sum(listed), units_mu) if listed else None,
         makers=Fraction(sum(each.cost_makers for each in some), units_mu),
     )
-
-
-def _capacity_prices(connection: Connection, pool: str, at_ms: int) -> Mapping[str, Fraction]:
-    """What each contract's capacity costs from now to its end, for each mu_ms."""
-    found = {}
-    for each in contracts.list_all(connection, pool=pool, states=contracts.BINDING, ends_after_ms=at_ms):
-        from_ms, until_ms = max(at_ms, each.terms.starts_ms), min(each.effective_end_ms, FOREVER_MS)
-        (charge,) = owed.capacity_charges(connection, each.contract_id, [(from_ms, until_ms)])
-        total = signed_mu_ms(each, from_ms, until_ms)
-        found[each.contract_id] = Fraction(charge, total) if total else Fraction(0)
-    return found

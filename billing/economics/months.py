@@ -97,6 +97,7 @@ class Used:
     list_picousd: int | None = None
     revenue: int = 0
     revenue_providers: int = 0
+    revenue_terms: int = 0
     cost_providers: int | None = None
     cost_makers: int = 0
     cost_unknown_requests: int = 0
@@ -144,6 +145,7 @@ def share_out(pool: PoolMonth, list_price: Fraction | None) -> dict[Cell, Figure
         found[Cell(used.use, used.model, used.contract)] += Figures(
             revenue_tokens=used.revenue,
             revenue_providers=used.revenue_providers,
+            revenue_terms=used.revenue_terms,
             cost_providers=used.cost_providers,
             cost_makers=used.cost_makers,
             used_mu=used.units_mu,

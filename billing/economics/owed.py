@@ -1,25 +1,129 @@
-"""What is owed beside the prices of tokens: by tenants for capacity, to them for shortfalls, and to
-the makers of models. None of it can be agreed yet, so each is nothing.
+"""What is owed beside the prices of tokens, read from SQL: by tenants for capacity, to them for shortfalls,
+by the terms of their invoices; and to the makers of models, of which nothing can be agreed yet.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
-# [from, until) in ms since the epoch.
-Period = tuple[int, int]
+from billing.economics.expected import CapacityRate
+from billing.invoices.lines import Reserved
+from billing.invoices.terms import CapacityPrice, capacity_charges
+from billing.ledger.accounts import Account, EntryKind
+from billing.schema.capacity import contract_hour, contract_minute
+from billing.schema.invoices import invoice
+from billing.schema.ledger import HOUR_MS, ledger_posting, ledger_transaction
+
+_MU: Final = 1000
+# What invoices add beside tokens, capacity and shortfalls: revenue is a credit, so it is negative.
+_TERMS: Final = (Account.DISCOUNT, Account.COMMITMENT)
 
 
-def capacity_charges(_connection: Connection, _contract: str, periods: Sequence[Period]) -> list[int]:
-    """What the tenant owes for what the contract assigned in each period, used or not, in pico-dollars."""
-    return [0] * len(periods)
+@dataclass(frozen=True, slots=True)
+class CapacityOwed:
+    """For a contract's capacity in one month: what its tenant owes, and what it gets back, in pico-dollars.
+    Each is rounded once, half to even.
+    """
+
+    charge: int
+    credits: int
 
 
-def shortfall_credits(_connection: Connection, _contract: str, periods: Sequence[Period]) -> list[int]:
-    """What the tenant gets back of that for what it was short of, in pico-dollars."""
-    return [0] * len(periods)
+def capacity_owed(connection: Connection, edges_ms: Sequence[int]) -> dict[tuple[str, int], CapacityOwed]:
+    """By contract and month; `edges_ms`: where months begin, and where the last ends."""
+    charges: defaultdict[tuple[str, int], Fraction] = defaultdict(Fraction)
+    credits: defaultdict[tuple[str, int], Fraction] = defaultdict(Fraction)
+    pieces = capacity_charges(connection, edges_ms[0], edges_ms[-1])
+    for piece, _ in pieces:
+        for month, (from_ms, until_ms) in enumerate(pairwise(edges_ms)):
+            length_ms = min(piece.until_ms, until_ms) - max(piece.from_ms, from_ms)
+            if length_ms > 0:
+                charges[piece.contract, month] += _charge(piece, length_ms)
+    for contract, minute_ms, mu in _short_minutes(connection, edges_ms, pieces):
+        for piece, price in pieces:
+            if piece.contract == contract and piece.from_ms <= minute_ms < piece.until_ms:
+                month = bisect_right(edges_ms, minute_ms) - 1
+                credits[contract, month] += Fraction(mu * price.picousd * price.sla_percent, _MU * 3600 * 100)
+    return {
+        name: CapacityOwed(round(charge), round(credits.get(name, Fraction(0))))
+        for name, charge in charges.items()
+    }
 
 
-def maker_shares(_connection: Connection, _period: Period) -> dict[tuple[str, str, str], int]:
-    """What is owed to the model's maker by tenant, model and contract, in pico-dollars."""
+def capacity_rates(connection: Connection, from_ms: int, until_ms: int) -> dict[str, CapacityRate]:
+    """By contract, over [from, until)."""
+    held: defaultdict[str, int] = defaultdict(int)
+    charged: defaultdict[str, Fraction] = defaultdict(Fraction)
+    credited: defaultdict[str, Fraction] = defaultdict(Fraction)
+    for piece, price in capacity_charges(connection, from_ms, until_ms):
+        length_ms = piece.until_ms - piece.from_ms
+        held[piece.contract] += piece.mu_s * length_ms
+        charged[piece.contract] += _charge(piece, length_ms)
+        credited[piece.contract] += _charge(piece, length_ms) * price.sla_percent / 100
+    return {
+        name: CapacityRate(charged[name] / whole, credited[name] / whole)
+        for name, whole in held.items()
+        if whole
+    }
+
+
+def by_terms(connection: Connection, from_ms: int, until_ms: int) -> list[tuple[str, int, int]]:
+    """What invoices of periods that began in [from, until) charge by their tenants' terms, less volume
+    discounts: tenant, when the period began, pico-dollars.
+    """
+    query = (
+        select(invoice.c.tenant_id, invoice.c.from_ms, func.sum(ledger_posting.c.amount_picousd))
+        .join_from(invoice, ledger_transaction, ledger_transaction.c.subject == invoice.c.number)
+        .join(ledger_posting, ledger_posting.c.transaction_id == ledger_transaction.c.transaction_id)
+        .where(
+            ledger_transaction.c.kind == EntryKind.INVOICE.value,
+            ledger_posting.c.account.in_([each.value for each in _TERMS]),
+            invoice.c.from_ms >= from_ms,
+            invoice.c.from_ms < until_ms,
+        )
+        .group_by(invoice.c.tenant_id, invoice.c.from_ms)
+    )
+    return [(tenant, begins_ms, -int(debit)) for tenant, begins_ms, debit in connection.execute(query)]
+
+
+def maker_shares(_connection: Connection, _edges_ms: Sequence[int]) -> dict[tuple[str, str, str, int], int]:
+    """What is owed to models' makers by tenant, model, contract and month, in pico-dollars."""
     return {}
+
+
+def _charge(piece: Reserved, length_ms: int) -> Fraction:
+    return Fraction(piece.mu_s * length_ms * piece.picousd, _MU * HOUR_MS)
+
+
+def _short_minutes(
+    connection: Connection, edges_ms: Sequence[int], pieces: Iterable[tuple[Reserved, CapacityPrice]]
+) -> list[tuple[str, int, int]]:
+    """Contract, minute and mu, of contracts that get something back. Hours without a shortfall are not
+    looked at.
+    """
+    given_back = sorted({piece.contract for piece, price in pieces if price.sla_percent})
+    hour, minute = contract_hour.c, contract_minute.c
+    query = (
+        select(minute.contract_id, minute.minute_ms, minute.shortfall_mu)
+        .join_from(
+            contract_hour,
+            contract_minute,
+            (minute.contract_id == hour.contract_id)
+            & (minute.minute_ms >= hour.hour * HOUR_MS)
+            & (minute.minute_ms < (hour.hour + 1) * HOUR_MS),
+        )
+        .where(
+            hour.contract_id.in_(given_back),
+            hour.shortfall_mu > 0,
+            hour.hour >= edges_ms[0] // HOUR_MS,
+            hour.hour < edges_ms[-1] // HOUR_MS,
+            minute.shortfall_mu > 0,
+        )
+    )
+    return [(row.contract_id, row.minute_ms, row.shortfall_mu) for row in connection.execute(query)]

@@ -2,6 +2,7 @@
 pool. It computes nothing of its own.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _COUNTS: Final = (
 )  # fmt: skip
 
 
+# Of what belongs to a tenant and to no pool.
+NO_POOL: Final = ""
 T = TypeVar("T")
 # By pool and month.
 InMonths: TypeAlias = Mapping[tuple[str, int], list[T]]
@@ -115,24 +118,24 @@ def read_held(connection: Connection, catalogue: Catalogue, months: Months) -> I
     """Contracts by pool and month."""
     first_ms, last_ms = months.edges_ms[0], months.edges_ms[-1]
     evidence = _read_evidence(connection, months)
+    charges = owed.capacity_owed(connection, months.edges_ms)
     found: defaultdict[tuple[str, int], list[Held]] = defaultdict(list)
     signed = contracts.list_all(connection, states=(*contracts.BINDING, "ended"), ends_after_ms=first_ms)
     for contract in signed:
         if min(contract.effective_end_ms, last_ms) <= max(contract.terms.starts_ms, first_ms):
             continue
-        charged = owed.capacity_charges(connection, contract.contract_id, months.periods)
-        credited = owed.shortfall_credits(connection, contract.contract_id, months.periods)
         for month, (from_ms, until_ms) in enumerate(months.periods):
             total = signed_mu_ms(contract, from_ms, until_ms)
             known = evidence.get((contract.contract_id, month), {})
-            if total or known or charged[month]:
+            if total or known:
+                owes = charges.get((contract.contract_id, month), owed.CapacityOwed(0, 0))
                 found[contract.terms.pool, month].append(
                     Held(
                         contract=contract.contract_id,
                         use=catalogue.kinds.get(contract.terms.tenant_id, "external"),
                         total=total,
-                        capacity_picousd=charged[month],
-                        credits=credited[month],
+                        capacity_picousd=owes.charge,
+                        credits=owes.credits,
                         **known,
                     )
                 )
@@ -170,11 +173,15 @@ def read_used(connection: Connection, catalogue: Catalogue, months: Months) -> I
         *_of_hours(connection, catalogue, months), *_of_providers(connection, catalogue, months)
     ):  # fmt: skip
         found[pool, month].append(used)
-    for month, period in enumerate(months.periods):
-        for (tenant_id, model, contract), amount in owed.maker_shares(connection, period).items():
-            use = catalogue.kinds.get(tenant_id, "external")
-            made = Used(use=use, model=model, contract=contract, cost_makers=amount)
-            found[catalogue.pool_of(model), month].append(made)
+    shares = owed.maker_shares(connection, months.edges_ms)
+    for (tenant_id, model, contract, month), amount in shares.items():
+        use = catalogue.kinds.get(tenant_id, "external")
+        made = Used(use=use, model=model, contract=contract, cost_makers=amount)
+        found[catalogue.pool_of(model), month].append(made)
+    for tenant_id, begins_ms, amount in owed.by_terms(connection, months.edges_ms[0], months.edges_ms[-1]):
+        month = bisect_right(months.edges_ms, begins_ms) - 1
+        made = Used(use=catalogue.kinds.get(tenant_id, "external"), model="", revenue_terms=amount)
+        found[NO_POOL, month].append(made)
     return found
 
 

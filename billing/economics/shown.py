@@ -44,6 +44,7 @@ def shown(figures: Figures) -> dict[str, Any]:
         "revenue": shown_usd(figures.revenue),
         "revenue_tokens": shown_usd(figures.revenue_tokens),
         "revenue_capacity": shown_usd(figures.revenue_capacity),
+        "revenue_terms": shown_usd(figures.revenue_terms),
         "credits": shown_usd(figures.credits),
         "cost": shown_usd(cost),
         "cost_machines": shown_usd(figures.cost_machines),

@@ -109,7 +109,8 @@ def assured(pool: PoolOutlook, contract: Contract, now_ms: int) -> Assured:
         for span in holding.spans()
     )
     name = contract.contract_id
-    price = pool.capacity_price.get(name, 0)
+    rate = pool.capacity.get(name)
+    price = 0 if rate is None else rate.price
     asked = pool.held.get(name)
     by_tokens = asked.units * asked.earned / 1000 if asked is not None else 0
     return Assured(

@@ -1,14 +1,21 @@
 """Economics by the admin API: a month worked out by hand, and what is refused."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, insert
 
+from billing.catalogue import tenants
+from billing.catalogue.money import Money
 from billing.catalogue.price_book import set_price
-from billing.contracts import lifecycle
+from billing.contracts import lifecycle, store
+from billing.invoices.close import close
+from billing.invoices.lines import Terms, Tier
+from billing.invoices.terms import set_capacity_price, set_terms
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.schema.capacity import contract_minute
 from billing.wire.usage_event import CapacityClass
@@ -30,7 +37,7 @@ NOVEMBER = {"from": "2025-11-01", "until": "2025-12-01"}
 def november(database: Engine, admin: TestClient) -> str:
     """Two machines of 1,000 units/s, for 4 USD an hour and from the 16th on for 5; one of them is research's
     from the 21st on. Acme has a contract of 500 units/s from the 15th on, with an hour's evidence, and asks
-    beside it. Returns the contract's id.
+    beside it. A unit-hour of it costs 0.01 USD, of which twice is given back. Returns the contract's id.
     """
     with database.begin() as connection:
         shop = furnish(connection)
@@ -41,11 +48,12 @@ def november(database: Engine, admin: TestClient) -> str:
             connection, terms(acme, 500, starts_ms, starts_ms + 30 * DAY), now_ms=starts_ms
         )
         contract = lifecycle.sign(connection, draft.contract_id, now_ms=starts_ms).contract_id
+        set_capacity_price(connection, store.find(connection, contract), "0.01", 200, starts_ms, starts_ms)
         take(connection, 1, ms("2025-11-21"), ms("2025-12-02"), state="released")
-        minute = {"assigned_mu": 30_000_000, "borrowed_mu": 0, "refused": 0, "cut_mu": 0, "missing_mu": 0}
+        minute = {"assigned_mu": 30_000_000, "borrowed_mu": 0, "refused": 0, "cut_mu": 0}
         connection.execute(insert(contract_minute), [
             {"contract_id": contract, "minute_ms": starts_ms + number * 60_000, "used_mu": 15_000_000,
-             "lent_mu": 3_000_000, **minute}
+             "lent_mu": 3_000_000, "missing_mu": 0 if number else 7_200_000, **minute}
             for number in range(60)
         ])  # fmt: skip
         shared = {"model": POOL, "pool": POOL}
@@ -79,8 +87,9 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
     of evidence it was used for 60 × 15,000 units = 250 unit-hours and 50 of it were lent. Acme's request did
     1,000,000 × 1 + 200,000 × 4 = 1,800,000 units, 500 unit-hours, under the contract, and bolt's 640,000 +
     20,000 × 4 = 720,000 units, 200 unit-hours: 150 more than was lent. Idle are 1,200,000 − 192,000 − 150.
-    Revenue: 1 × 2 + 0.2 × 8 = 3.60 and 0.64 × 2 + 0.02 × 8 = 1.44 USD: 5.04. That is the list price, 0.0072 a
-    unit-hour; all 1,440,000 would be 10,368 USD, and 5.04 are 0.05 % of that.
+    Revenue: 1 × 2 + 0.2 × 8 = 3.60 and 0.64 × 2 + 0.02 × 8 = 1.44 USD: 5.04 at list prices, 0.0072 an hour.
+    The contract's capacity is 1,920 USD, less 2 × 0.01 for the 7,200 units, 2 unit-hours, that were missing:
+    1,925 in all. All 1,440,000 unit-hours at list prices would be 10,368 USD; 1,925 are 18.57 % of that.
     """
     report = ask(admin, by="quarter,use")
     assert [(line["quarter"], line["use"]) for line in report["lines"]] == [
@@ -89,7 +98,7 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
     external, research = report["lines"]
     total = report["total"]
     assert (external["cost"], research["cost"], total["cost"]) == ("5280.00", "1200.00", "6480.00")
-    assert (total["revenue"], total["margin"]) == ("5.04", "-6474.96")
+    assert (total["revenue"], total["margin"]) == ("1925.00", "-4555.00")
     assert external["unit_hours"] == {
         "calibrated": "1200000", "sold": "192100", "lent": "50", "idle": "1007850", "other": "0",
         "used": "700",
@@ -97,13 +106,14 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
     assert research["unit_hours"]["other"] == research["unit_hours"]["calibrated"] == "240000"
     assert total["commitment"] == {
         "total_commitment": "192000", "used_commitment": "250", "unused_commitment": "191750",
-        "short_commitment": "0", "utilization_percentage": "0.13",
+        "short_commitment": "2", "utilization_percentage": "0.13",
     }  # fmt: skip
+    assert (total["revenue_capacity"], total["credits"]) == ("1920.00", "0.04")
     assert (total["machine_hours"], total["gpu_hours"], total["kwh"]) == ("1440", "11520", "14400")
     assert total["per_kwh"]["cost"] == "0.45"
-    assert total["economic_utilization_percentage"] == "0.05"
+    assert total["economic_utilization_percentage"] == "18.57"
     by_contract = {line["contract"]: line for line in ask(admin, by="contract")["lines"]}
-    assert (by_contract[november]["cost"], by_contract[november]["revenue"]) == ("844.80", "3.60")
+    assert (by_contract[november]["cost"], by_contract[november]["revenue"]) == ("844.80", "1923.56")
     by_model = {line["model"]: line for line in ask(admin, by="model,pool")["lines"]}
     assert by_model[POOL]["revenue"] == "5.04"
     # 500 + 150 unit-hours × 0.0044.
@@ -113,6 +123,21 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
     ]  # fmt: skip
     assert all(ask(admin, by=by)["total"] == total for by in ways)
     assert ask(admin, until="2025-11-01")["lines"] == []
+
+
+def test_the_revenue_of_a_tenant_is_its_invoice(
+    admin: TestClient, november: str, database: Engine, raw_redis: redis.Redis
+) -> None:
+    """Half off beyond 1 USD of tokens: 3.60 − 1.30 + 1,920 − 0.04 = 1,922.26 USD, and bolt's 1.44."""
+    with database.begin() as connection:
+        acme = tenants.find(connection, "acme")
+        set_terms(connection, acme.tenant_id, Terms(tiers=(Tier(Money.parse("1"), 50),)), 0)
+        made = close(connection, raw_redis, acme, "2025-11", issuer="us", key=None, now_ms=ms("2026-01-01"))
+    assert json.loads(made.document)["net"] == "1922.26"
+    total = ask(admin)["total"]
+    assert (total["revenue"], total["revenue_terms"]) == ("1923.70", "-1.30")
+    by_pool = {line["pool"]: line["revenue"] for line in ask(admin, by="pool")["lines"]}
+    assert by_pool == {POOL: "1925.00", None: "-1.30"}
 
 
 def test_the_machines_of_a_pool_have_versions(admin: TestClient, november: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from billing.contracts.position import Holding, Position
 from billing.contracts.terms import Contract, Step, Terms
 from billing.contracts.timeline import FOREVER_MS
-from billing.economics.expected import Asked, Demand, PoolOutlook
+from billing.economics.expected import Asked, CapacityRate, Demand, PoolOutlook
 from billing.economics.figures import Figures
 from billing.economics.machine_time import PoolHistory
 from billing.economics.machines import MachineTerms
@@ -27,6 +27,8 @@ DAY = 24 * HOUR
 USD = 10**12
 T0 = 1_798_761_600_000  # 2027-01-01T00:00:00Z
 APRIL, JULY = T0 + 90 * DAY, T0 + 181 * DAY
+# For each unit-hour of a contract; all of it is given back for what is short.
+TWO_CENTS = CapacityRate(*[Fraction(2 * USD, 100 * 3_600_000_000)] * 2)
 AS_IT_IS = Changes()
 USES = ("external", "internal", "research", "recsys", "idle")
 # A unit-hour is 3,600,000 mu; at this price it earns 0.01 USD.
@@ -87,8 +89,8 @@ def test_a_reclaim_that_breaks_costs_what_is_cut_and_what_others_lose() -> None:
     are cut and nothing of its use is lost; the others' 800 are: 91 days × 24 × 800 × 0.01 = 17,472 USD. At
     0.02 USD a unit-hour the credit is 91 × 24 × 1,000 × 0.02 = 43,680 USD. Research bears 3 × 2 × 2,184.
     """
-    price = {"c": Fraction(2 * USD, 100 * 3_600_000_000)}
-    outlook, edges = pool(contract("c", 2000), capacity_price=price), [T0, APRIL, JULY]
+    price = {"c": TWO_CENTS}
+    outlook, edges = pool(contract("c", 2000), capacity=price), [T0, APRIL, JULY]
     move = Move(pool="p", instances=3, from_use=None, to_use="research", from_ms=APRIL)
     before = outcome({"p": outlook}, edges)
     after = outcome({"p": outlook}, edges, Changes(moves=(move,)))
@@ -180,7 +182,7 @@ def test_a_three_year_contract_with_90_days_notice_is_worth_at_least_a_quarter()
     half of them used at 0.01 are 21,600. Without notice it would be three years: 26,280 hours.
     """
     signed = contract("c", 2000)
-    outlook = pool(signed, capacity_price={"c": Fraction(2 * USD, 100 * 3_600_000_000)})
+    outlook = pool(signed, capacity={"c": TWO_CENTS})
     found = assured(outlook, signed, T0)
     assert found.until_ms == APRIL
     assert shown_hours(found.capacity) == "4320000"
