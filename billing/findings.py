@@ -29,6 +29,7 @@ class FindingKind(StrEnum):
     LEDGER_MISPRICED = "ledger_mispriced"
     TOTALS_DIFFER = "totals_differ"
     CHAIN_BROKEN = "chain_broken"
+    INVOICE_DIFFERS = "invoice_differs"
     AUDIT_LOG_DIFFERS = "audit_log_differs"
     NOT_FOR_SALE = "not_for_sale"
     CLOCKS_DIFFER = "clocks_differ"

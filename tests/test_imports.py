@@ -52,7 +52,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "ledger": ("catalogue",),
         "fleet": ("catalogue",),
         "usage": ("catalogue", "cell", "ledger", "metrics"),
-        "audit": ("accounts", "catalogue", "ledger", "fleet", "usage"),
+        "audit": ("invoices", "accounts", "catalogue", "ledger", "fleet", "usage"),
         "contracts": ("catalogue", "cell", "ledger"),
         "reclaims": ("catalogue", "contracts", "fleet", "ledger"),
         "economics": ("catalogue", "contracts", "invoices", "ledger", "reclaims"),

@@ -29,6 +29,7 @@ from billing.audit.report import (
     reconciled_findings,
 )
 from billing.findings import Finding, FindingKind
+from billing.invoices.check import check_invoices
 from billing.ledger.check import check_ledger, set_aside
 from billing.ledger.checkpoints import check_checkpoints
 from billing.usage.busy_cells import BusyCells
@@ -127,5 +128,7 @@ class Auditor:
             findings += check_clocks(difference_ms(connection, self._client))
             if check_facts:
                 findings += check_ledger(connection) + check_checkpoints(connection, self._checking_key())
+                findings += check_ledger(connection)
+                findings += check_invoices(connection)
                 findings += audit_log.check(connection)
         return AuditReport(by_instance(reading.balances), tuple(findings))

@@ -180,7 +180,7 @@ def close(
     )
     store.write(connection, made)
     credits.use(connection, number, draft.credits)
-    record_entry(connection, EntryKind.INVOICE, number, list(_postings(tenant.tenant_id, draft)))
+    record_entry(connection, EntryKind.INVOICE, number, list(postings_of(tenant.tenant_id, draft)))
     credits.expire(connection, tenant.tenant_id, draft.facts.until_ms)
     store.close_until(connection, tenant.tenant_id, draft.facts.until_ms, draft.upto)
     return made
@@ -190,7 +190,11 @@ def compute_again(connection: Connection, number: str) -> bytes:
     """An invoice's document, from the transactions that it counted and from the facts of then. What is stored
     is the same, byte by byte, or somebody has changed one of them.
     """
-    stored = store.find(connection, number)
+    return draft_again(connection, store.find(connection, number)).document(number)
+
+
+def draft_again(connection: Connection, stored: Stored) -> Draft:
+    """What an invoice was made of, read again."""
     before = store.before(connection, stored)
     used = [
         *used_late(
@@ -200,7 +204,7 @@ def compute_again(connection: Connection, number: str) -> bytes:
             connection, stored.tenant_id, stored.period, stored.from_ms, stored.until_ms, stored.ledger_upto
         ),
     ]
-    return _draft_of(stored, used).document(number)
+    return _draft_of(stored, used)
 
 
 def refuse_early(client: redis.Redis, until_ms: int) -> None:
@@ -219,7 +223,7 @@ def refuse_early(client: redis.Redis, until_ms: int) -> None:
         )
 
 
-def _postings(tenant_id: str, draft: Draft) -> Iterable[Posting]:
+def postings_of(tenant_id: str, draft: Draft) -> Iterable[Posting]:
     """What the invoice adds to what the ledger has of its usage: rounding, and every other line."""
     bill = draft.bill
     usage = [line for line in bill.lines if line.type == "usage"]

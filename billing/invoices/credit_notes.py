@@ -62,15 +62,14 @@ def issue(
         issued_ms=now_ms,
     )
     store.write(connection, made)
-    tenant_id = corrected.tenant_id
-    record_entry(
-        connection,
-        EntryKind.INVOICE,
-        made_number,
-        [
-            Posting(Account.RECEIVABLE, tenant_id, total),
-            Posting(Account.CORRECTION, tenant_id, -line.amount),
-            Posting(Account.TAX, tenant_id, -tax),
-        ],
-    )
+    record_entry(connection, EntryKind.INVOICE, made_number, postings_of_note(made))
     return made
+
+
+def postings_of_note(note: Stored) -> list[Posting]:
+    """What it adds to the ledger."""
+    return [
+        Posting(Account.RECEIVABLE, note.tenant_id, note.total),
+        Posting(Account.CORRECTION, note.tenant_id, -note.net),
+        Posting(Account.TAX, note.tenant_id, note.net - note.total),
+    ]

@@ -97,7 +97,7 @@ def _lines(shown: Mapping[str, Any]) -> Table:
                 Paragraph(escape(what), _SMALL),
                 Paragraph(escape(quantity), _RIGHT),
                 Paragraph(escape(price), _RIGHT),
-                Paragraph(line["amount"], _RIGHT),
+                Paragraph(_thousands(line["amount"]), _RIGHT),
             ]
         )
     if len(rows) == 1:
@@ -148,10 +148,15 @@ def _words(line: Mapping[str, Any], period: str, names: Mapping[str, str]) -> tu
 def _sums(shown: Mapping[str, Any]) -> Table:
     tax = shown["terms"]["tax"]
     percent = f"{tax['basis_points'] / 100:g} %"
-    rows = [["Net", shown["net"]], [f"{tax['name'] or 'Tax'} {percent}", shown["tax"]]]
-    rows.append(["Total", shown["total"]])
-    rows += [[f"Credit {each['credit']}", f"-{each['amount']}"] for each in shown.get("credits", ())]
-    rows.append(["Due (USD)", shown["due"]])
+    rows = [
+        ["Net", _thousands(shown["net"])],
+        [f"{tax['name'] or 'Tax'} {percent}", _thousands(shown["tax"])],
+    ]
+    rows.append(["Total", _thousands(shown["total"])])
+    rows += [
+        [f"Credit {each['credit']}", f"-{_thousands(each['amount'])}"] for each in shown.get("credits", ())
+    ]
+    rows.append(["Due (USD)", _thousands(shown["due"])])
     table = Table(rows, colWidths=[60 * mm, 24 * mm], hAlign="RIGHT")
     table.setStyle(
         TableStyle(
@@ -166,12 +171,19 @@ def _sums(shown: Mapping[str, Any]) -> Table:
     return table
 
 
+def _thousands(amount: str) -> str:
+    """`-1234.50` as `-1,234.50`."""
+    whole, _, cents = amount.partition(".")
+    sign = "-" if whole.startswith("-") else ""
+    return f"{sign}{int(whole.removeprefix('-')):,}.{cents}"
+
+
 def _notes(shown: Mapping[str, Any]) -> str:
     notes = []
     if "rounding" in shown:
         notes.append(f"Rounding: {escape(shown['rounding'])}.")
-    for why, count in shown.get("not_billed", {}).items():
-        if count:
-            notes.append(f"{count} requests are on no invoice yet: {escape(why)}.")
+    left = [f"{why} {count}" for why, count in shown.get("not_billed", {}).items() if count]
+    if left:
+        notes.append(f"Requests that are on no invoice yet: {escape(', '.join(left))}.")
     notes.append("The legal document is the JSON that this was made from.")
     return "<br/>".join(notes)

@@ -57,7 +57,12 @@ def next_number(connection: Connection, kind: str) -> str:
             index_elements=["series"], set_={"last": document_series.c.last + 1}
         ).returning(document_series.c.last)
     ).scalar_one()
-    return f"{_SERIES[kind]}-{last:06d}"
+    return number_of(_SERIES[kind], last)
+
+
+def number_of(series: str, index: int) -> str:
+    """As in `INV-000012`."""
+    return f"{series}-{index:06d}"
 
 
 def write(connection: Connection, each: Stored) -> None:
@@ -106,6 +111,11 @@ def list_page(
     if kind is not None:
         query = query.where(invoice.c.kind == kind)
     return read_page(connection, query, _NEWEST_FIRST, _stored, asked)
+
+
+def every(connection: Connection) -> list[Stored]:
+    """All documents."""
+    return [_stored(row) for row in connection.execute(select(invoice).order_by(invoice.c.number))]
 
 
 def last_of(connection: Connection, tenant_id: str) -> Stored | None:

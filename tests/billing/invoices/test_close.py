@@ -19,6 +19,7 @@ from billing.catalogue.price_book import set_price
 from billing.catalogue.tenants import Tenant
 from billing.contracts import store as contracts
 from billing.invoices import credit_notes, credits, store
+from billing.invoices.check import check_invoices
 from billing.invoices.close import close, compute_again, make_draft, next_period, refuse_early
 from billing.invoices.lines import Terms, Tier
 from billing.invoices.periods import period
@@ -354,3 +355,46 @@ def test_whatever_happens_invoices_stay_and_the_ledger_is_their_sum(
         assert connection.execute(select(func.sum(ledger_posting.c.amount_picousd))).scalar_one() in {0, None}
         assert check_ledger(connection) == []
         whole.rollback()
+
+
+@pytest.fixture
+def issued(books: Books) -> Books:
+    """An invoice with a credit, its credit note, in a transaction in which no trigger holds."""
+    books.grant("1", OCTOBER)
+    books.use(OCTOBER)
+    number = books.close("2023-10").number
+    credit_notes.issue(books.connection, number, Money.parse("0.10"), "x", key=None, now_ms=ISSUED_MS)
+    assert check_invoices(books.connection) == []
+    books.connection.execute(text("set constraints all immediate"))
+    books.connection.execute(text("set session_replication_role = replica"))
+    return books
+
+
+INVOICE, NOTE = "INV-000001", "CN-000001"
+LOWER = """
+update invoice set document = replace(convert_from(document, 'UTF8'), '"2.00"', '"1.00"')::bytea
+where kind = 'invoice'
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (LOWER, INVOICE),
+        ("update invoice set total_picousd = total_picousd - 1 where kind = 'invoice'", INVOICE),
+        ("update invoice set due_picousd = 0 where kind = 'credit_note'", NOTE),
+        ("update invoice set ledger_upto = 0 where kind = 'invoice'", INVOICE),
+        ("update usage_event set billed_output = billed_output + 1", INVOICE),
+        ("update price set output_picousd = output_picousd + 1", INVOICE),
+        ("update ledger_posting set amount_picousd = 1 where account = 'credits'", INVOICE),
+        ("update ledger_posting set amount_picousd = 1 where account = 'correction'", NOTE),
+        ("update credit_grant set amount_picousd = 7", "crd_"),
+        ("delete from invoice where kind = 'credit_note'", NOTE),
+    ],
+)
+def test_whatever_is_changed_of_an_invoice_is_named(issued: Books, change: str, named: str) -> None:
+    issued.connection.execute(text("alter table usage_event drop constraint ck_usage_event_output_conserved"))
+    issued.connection.execute(text(change))
+    (finding,) = check_invoices(issued.connection)
+    assert any(each.startswith(named) for each in finding.ids), finding.message
+    issued.connection.execute(text("set session_replication_role = origin"))
