@@ -128,7 +128,6 @@ class Auditor:
             findings += check_clocks(difference_ms(connection, self._client))
             if check_facts:
                 findings += check_ledger(connection) + check_checkpoints(connection, self._checking_key())
-                findings += check_ledger(connection)
                 findings += check_invoices(connection)
                 findings += audit_log.check(connection)
         return AuditReport(by_instance(reading.balances), tuple(findings))
