@@ -18,6 +18,7 @@ from billing.api import (
     audit_log,
     autoscaling,
     batches,
+    books,
     budgets,
     calibrations,
     capacity,
@@ -72,7 +73,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
     machines.router, economics.router, economics_ahead.router, launches.router, autoscaling.router,
     batches.router, admin_keys.router, audit_log.router, terms.router, credits.router,
-    invoices.router,
+    invoices.router, books.router,
 )  # fmt: skip
 
 

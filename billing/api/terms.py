@@ -91,7 +91,7 @@ def set_terms(body: TermsSet, control: Control, response: Response) -> dict[str,
             Terms(
                 day=body.day,
                 tax_name=body.tax_name,
-                tax_basis_points=int(Decimal(body.tax_percent) * 100),
+                tax_basis_points=basis_points(body.tax_percent),
                 commitment=Money.parse(body.commitment),
                 tiers=tuple(Tier(Money.parse(each.above), each.percent) for each in body.tiers),
             ),
@@ -140,6 +140,16 @@ def list_capacity_prices(
     return listing(page_of(found, _PRICES, asked), _price)
 
 
+def basis_points(percent: str) -> int:
+    """Hundredths of a percent."""
+    return int(Decimal(percent) * 100)
+
+
+def percent_text(points: int) -> str:
+    """`1950` as `19.5`."""
+    return f"{(Decimal(points) / 100).normalize():f}"
+
+
 def _terms(tenant_id: str, dated: DatedTerms) -> dict[str, Any]:
     of = dated.terms
     return {
@@ -147,7 +157,7 @@ def _terms(tenant_id: str, dated: DatedTerms) -> dict[str, Any]:
         "from_ms": dated.from_ms,
         "day": of.day,
         "tax_name": of.tax_name,
-        "tax_percent": f"{(Decimal(of.tax_basis_points) / 100).normalize():f}",
+        "tax_percent": percent_text(of.tax_basis_points),
         "commitment": str(of.commitment),
         "tiers": [{"above": str(tier.above), "percent": tier.percent} for tier in of.tiers],
     }

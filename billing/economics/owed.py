@@ -1,11 +1,11 @@
 """What is owed beside the prices of tokens, read from SQL: by tenants for capacity, to them for shortfalls,
-by the terms of their invoices; and to the makers of models, of which nothing can be agreed yet.
+by the terms of their invoices; and to the makers of models.
 """
 
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Final
@@ -13,7 +13,8 @@ from typing import Final
 from sqlalchemy import Connection, func, select
 
 from billing.economics.expected import CapacityRate
-from billing.invoices.lines import Reserved
+from billing.invoices import makers
+from billing.invoices.lines import Reserved, capacity_amount
 from billing.invoices.terms import CapacityPrice, capacity_charges
 from billing.ledger.accounts import Account, EntryKind
 from billing.schema.capacity import contract_hour, contract_minute
@@ -44,7 +45,9 @@ def capacity_owed(connection: Connection, edges_ms: Sequence[int]) -> dict[tuple
         for month, (from_ms, until_ms) in enumerate(pairwise(edges_ms)):
             length_ms = min(piece.until_ms, until_ms) - max(piece.from_ms, from_ms)
             if length_ms > 0:
-                charges[piece.contract, month] += _charge(piece, length_ms)
+                charges[piece.contract, month] += capacity_amount(
+                    replace(piece, from_ms=0, until_ms=length_ms)
+                )
     for contract, minute_ms, mu in _short_minutes(connection, edges_ms, pieces):
         for piece, price in pieces:
             if piece.contract == contract and piece.from_ms <= minute_ms < piece.until_ms:
@@ -64,8 +67,9 @@ def capacity_rates(connection: Connection, from_ms: int, until_ms: int) -> dict[
     for piece, price in capacity_charges(connection, from_ms, until_ms):
         length_ms = piece.until_ms - piece.from_ms
         held[piece.contract] += piece.mu_s * length_ms
-        charged[piece.contract] += _charge(piece, length_ms)
-        credited[piece.contract] += _charge(piece, length_ms) * price.sla_percent / 100
+        charge = capacity_amount(piece)
+        charged[piece.contract] += charge
+        credited[piece.contract] += charge * price.sla_percent / 100
     return {
         name: CapacityRate(charged[name] / whole, credited[name] / whole)
         for name, whole in held.items()
@@ -92,13 +96,13 @@ def by_terms(connection: Connection, from_ms: int, until_ms: int) -> list[tuple[
     return [(tenant, begins_ms, -int(debit)) for tenant, begins_ms, debit in connection.execute(query)]
 
 
-def maker_shares(_connection: Connection, _edges_ms: Sequence[int]) -> dict[tuple[str, str, str, int], int]:
+def maker_shares(connection: Connection, edges_ms: Sequence[int]) -> dict[tuple[str, str, str, int], int]:
     """What is owed to models' makers by tenant, model, contract and month, in pico-dollars."""
-    return {}
-
-
-def _charge(piece: Reserved, length_ms: int) -> Fraction:
-    return Fraction(piece.mu_s * length_ms * piece.picousd, _MU * HOUR_MS)
+    sums: defaultdict[tuple[str, str, str, int], Fraction] = defaultdict(Fraction)
+    for month, (from_ms, until_ms) in enumerate(pairwise(edges_ms)):
+        for each in makers.owed(connection, from_ms, until_ms):
+            sums[each.tenant, each.model, each.contract, month] += each.exact
+    return {group: round(exact) for group, exact in sums.items()}
 
 
 def _short_minutes(

@@ -168,8 +168,12 @@ def _capacity(each: Reserved) -> Line:
         "contract": each.contract, "from_ms": each.from_ms, "until_ms": each.until_ms,
         "milliunits_per_second": each.mu_s, "price_per_unit_hour": str(Money(each.picousd)),
     }  # fmt: skip
-    amount = Fraction(each.mu_s * (each.until_ms - each.from_ms) * each.picousd, _MU * _MS_PER_HOUR)
-    return Line.of("capacity", what, amount)
+    return Line.of("capacity", what, capacity_amount(each))
+
+
+def capacity_amount(each: Reserved) -> Fraction:
+    """In pico-dollars."""
+    return Fraction(each.mu_s * (each.until_ms - each.from_ms) * each.picousd, _MU * _MS_PER_HOUR)
 
 
 def _sla(each: Short) -> Line:
@@ -177,7 +181,12 @@ def _sla(each: Short) -> Line:
         "contract": each.contract, "from_ms": each.from_ms, "until_ms": each.until_ms,
         "milliunits_short": each.mu, "price_per_unit_hour": str(Money(each.picousd)), "percent": each.percent,
     }  # fmt: skip
-    return Line.of("sla_credit", what, -Fraction(each.mu * each.picousd * each.percent, _MU * 3_600 * 100))
+    return Line.of("sla_credit", what, -short_amount(each))
+
+
+def short_amount(each: Short) -> Fraction:
+    """What is given back, in pico-dollars."""
+    return Fraction(each.mu * each.picousd * each.percent, _MU * 3_600 * 100)
 
 
 def exact_string(picousd: Fraction) -> str:

@@ -38,6 +38,15 @@ class Account(StrEnum):
     TAX = "tax"
     # What was given back by credit notes (tenant).
     CORRECTION = "correction"
+    # A maker's share of what its model earns (model), and what the maker is owed (maker/model).
+    SHARE = "share"
+    MAKER = "maker"
+    # What providers charge (instance), and what they are owed (instance).
+    COST = "cost"
+    PROVIDER = "provider"
+    # What absorbed tokens would have cost (reason), and that nobody pays it (model).
+    ABSORBED = "absorbed"
+    FORGONE = "forgone"
 
 
 class EntryKind(StrEnum):
@@ -48,6 +57,8 @@ class EntryKind(StrEnum):
     EXPIRY = "expiry"
     # What an invoice or a credit note adds to recorded usage (number).
     INVOICE = "invoice"
+    # What is owed to makers and providers, and what was absorbed (month).
+    BOOKS = "books"
 
 
 @dataclass(frozen=True, slots=True)

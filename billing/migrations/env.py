@@ -4,6 +4,7 @@ from alembic import context
 
 import billing.schema.accounts
 import billing.schema.batches
+import billing.schema.books
 import billing.schema.budgets
 import billing.schema.capacity
 import billing.schema.catalogue

@@ -45,6 +45,8 @@ _COMMANDS: Final = {
     "terms": ("deploy.cli.terms", "terms"),
     "credit": ("deploy.cli.credit", "credit"),
     "invoice": ("deploy.cli.invoice", "invoice"),
+    "maker": ("deploy.cli.books", "maker"),
+    "books": ("deploy.cli.books", "books"),
     "usage": ("deploy.cli.usage", "usage"),
     "checkpoint": ("deploy.cli.checkpoint", "checkpoint"),
     "audit": ("deploy.cli.audit", "audit"),

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, MetaData, create_engine, select, text
 
 import billing.schema.accounts
 import billing.schema.batches
+import billing.schema.books
 import billing.schema.capacity
 import billing.schema.catalogue
 import billing.schema.chain

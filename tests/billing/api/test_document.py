@@ -217,6 +217,10 @@ def ask_the_catalogue(ask: Checked, database: Engine) -> str:
     ask("GET", "invoices/draft?tenant=acme&period=2023-11")
     number = ask("POST", "invoices", tenant="acme", period="2023-11")["number"]
     ask("POST", f"invoices/{number}/credit-notes", usd="0.00", reason="nothing")  # refused
+    ask("POST", "makers", model="m", maker="lab", share_percent="20", **{"from": 0})
+    ask("POST", "makers", model="m", maker="lab", input="0.1", output="0.4")
+    ask("POST", "books", month="2023-11")
+    ask("GET", "books/2023-11")
     for path in ("", "/document", "/check"):
         ask("GET", f"invoices/{number}{path}")
     return str(key)
@@ -293,7 +297,7 @@ def test_what_every_operation_answers_is_what_the_document_says(
                  f"contracts/{draft}/history", "tenants/acme", f"keys/{key}", f"keys/{key}/usage",
                  "usage/checkpoints?tenant=acme",
                  "models/m", "pools/m", "autoscaling", "autoscaling/m", "batches", "credits",
-                 "terms?tenant=acme", "invoices", "/healthz"):  # fmt: skip
+                 "terms?tenant=acme", "invoices", "makers", "books", "/healthz"):  # fmt: skip
         ask("GET", path)
     admin_key = ask("POST", "admin-keys", role="finance")["key_id"]
     ask("POST", f"admin-keys/{admin_key}/rotate", overlap_seconds=5)

@@ -78,3 +78,15 @@ def test_a_contract_has_a_price(taas: Taas, told: Callable[..., Any], shop: None
     assert told("contract", "price", signed)["data"] == [price]
     past = taas("contract", "price", signed, "--unit-hour", "9", "--from", "2026-01-01", exit_code=1)
     assert "the past keeps it" in past.output
+
+
+def test_makers_and_books(taas: Taas, told: Callable[..., Any]) -> None:
+    told("model", "add", "m", "--context", "4096")
+    made = told("maker", "set", "--model", "m", "--maker", "lab.example", "--share", "12.5")
+    assert (made["share_percent"], made["input"], made["from_ms"] % 3_600_000) == ("12.5", None, 0)
+    assert told("maker", "list")["data"] == [made]
+    assert "share_percent" in taas("maker", "set", "--model", "m", "--maker", "x", exit_code=1).output
+    assert told("books", "close", "--month", "2023-10", "--yes")["statements"] == []
+    assert told("books", "show", "2023-10")["month"] == "2023-10"
+    assert told("books", "balances")["data"] == []
+    assert told("maker", "statement", "--maker", "lab.example", "--month", "2023-10")["data"] == []
