@@ -15,10 +15,11 @@ from billing.api.contract_shapes import moment
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Name
 from billing.api.query import KNOWN_QUERY
-from billing.catalogue import models, pools
+from billing.catalogue import pools
 from billing.contracts.commitments import read_position
 from billing.contracts.position import Position, units
 from billing.contracts.store import now_ms
+from billing.economics.reading import Catalogue, read_catalogue, use_now
 from billing.fleet.registered import machines_of, read_registered
 from billing.moments import utc
 from billing.reclaims import store
@@ -40,26 +41,18 @@ def show(
     there = _there(control)
     with control.reading() as connection:
         at_ms = now_ms(connection)
-        catalogue = models.list_all(connection)
+        catalogue = read_catalogue(connection)
         names = [pool] if pool is not None else _pools(connection, catalogue)
         positions = [_position(connection, name, at_ms, there.get(name, ())) for name in names]
         shown = [
-            _shown_pool(connection, each, _own_use(each.pool, catalogue), at_ms, quarters)
+            _shown_pool(connection, each, use_now(connection, each.pool, catalogue, at_ms), at_ms, quarters)
             for each in positions
         ]
     return {"from": utc(at_ms), "quarters": quarters, "data": shown}
 
 
-def _pools(connection: Connection, catalogue: list[models.Model]) -> list[str]:
-    return sorted({model.pool for model in catalogue} | set(pools.declared(connection)))
-
-
-def _own_use(pool: str, catalogue: list[models.Model]) -> str:
-    """The use of machines that no reclaim has taken: internal, if all of the pool's models are visible to
-    internal tenants only.
-    """
-    visible = {str(model.visible) for model in catalogue if model.pool == pool}
-    return "internal" if visible == {"internal"} else "external"
+def _pools(connection: Connection, catalogue: Catalogue) -> list[str]:
+    return sorted({model.pool for model in catalogue.models.values()} | set(pools.declared(connection)))
 
 
 def _there(control: ControlPlane) -> Mapping[str, Sequence[InstanceEntry]]:

@@ -88,6 +88,12 @@ def own_use(pool: str, catalogue: Catalogue) -> str:
     return "internal" if visible == {"internal"} else "external"
 
 
+def use_now(connection: Connection, pool: str, catalogue: Catalogue, at_ms: int) -> str:
+    """The use of these machines at this moment: as it was set, else by the models."""
+    terms = machines.at(machines.of_pool(connection, pool), at_ms)
+    return own_use(pool, catalogue) if terms is None or terms.use is None else terms.use
+
+
 def read_histories(connection: Connection, catalogue: Catalogue) -> dict[str, PoolHistory]:
     """Every pool that has models or machines."""
     away: defaultdict[str, list[Away]] = defaultdict(list)

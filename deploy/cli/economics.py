@@ -11,8 +11,9 @@ import click
 from deploy.cli.connection import call
 from deploy.cli.economics_ahead import plan, what_if
 from deploy.cli.economics_charts import page
+from deploy.cli.economics_columns import FIGURES
 from deploy.cli.moments import BACK, back
-from deploy.cli.output import Columns, Row, json_option, minute, number, print_json, print_table, rounded
+from deploy.cli.output import Columns, Row, json_option, minute, print_json, print_table, rounded
 
 _WORDS: Final = "quarter, month, use, pool, model, contract"
 _UNKNOWN: Final = {
@@ -25,24 +26,6 @@ _UNKNOWN: Final = {
     "cost_requests": "requests at providers are not in the cost: it is not known what they cost",
     "price_requests": "requests are not in the revenue: no price held",
 }
-
-
-def _inner(whole: str, part: str) -> Any:
-    return lambda row: rounded(row[whole][part])
-
-
-_FIGURES: Columns = {
-    "REVENUE": number("revenue"), "COST": number("cost"), "MARGIN": number("margin"),
-    "MACHINE-H": number("machine_hours"),
-    "UNIT-H": _inner("unit_hours", "calibrated"), "SOLD": _inner("unit_hours", "sold"),
-    "LENT": _inner("unit_hours", "lent"), "IDLE": _inner("unit_hours", "idle"),
-    "OTHER USE": _inner("unit_hours", "other"), "USED": _inner("unit_hours", "used"),
-    "COMMITTED": _inner("commitment", "total_commitment"),
-    "% OF IT USED": _inner("commitment", "utilization_percentage"),
-    "ECON. %": number("economic_utilization_percentage"),
-    "MARGIN/GPU-H": _inner("per_gpu_hour", "margin"), "/KWH": _inner("per_kwh", "margin"),
-    "/MW-YEAR": _inner("per_mw_year", "margin"),
-}  # fmt: skip
 
 
 @click.group(invoke_without_command=True)
@@ -84,7 +67,7 @@ def economics(
     query = {"by": by, "from": back(since, "--from"), "until": back(until, "--until"), "pool": pool}
     report = call("GET", "economics", query=query)
     if html is not None:
-        html.write_text(page(report, _FIGURES), encoding="utf-8")
+        html.write_text(page(report, f"Rounding: {report['rounding']}"), encoding="utf-8")
     if as_json:
         print_json(report)
     elif as_csv:
@@ -128,7 +111,7 @@ def _print(report: Mapping[str, Any]) -> None:
     names: Columns = {word.upper(): word for word in report["by"]}
     total: Row = {**report["total"], **dict.fromkeys(report["by"][:1], "total")}
     lines = report["lines"]
-    print_table({**names, **_FIGURES}, lines if len(lines) == 1 else [*lines, total])
+    print_table({**names, **FIGURES}, lines if len(lines) == 1 else [*lines, total])
     for word, why in _UNKNOWN.items():
         count = report["total"]["unknown"][word]
         if float(count):

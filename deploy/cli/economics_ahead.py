@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from deploy.cli.connection import call, given
+from deploy.cli.economics_charts import Series, chart, page
 from deploy.cli.moments import resolve, rfc3339
 from deploy.cli.output import Columns, Row, at, json_option, minute, number, print_json, print_table, rounded
 from deploy.cli.reclaim import USES
@@ -174,8 +176,12 @@ _ASSURED: Columns = {
 @click.option("--pool", help="Of this pool only.")
 @_quarters_option
 @_basis_option
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write charts and the table to this file; it opens without a network.",
+)  # fmt: skip
 @json_option
-def plan(pool: str | None, quarters: int, basis_days: int, as_json: bool) -> None:
+def plan(pool: str | None, quarters: int, basis_days: int, html: Path | None, as_json: bool) -> None:
     """Show what is expected of the quarters to come, and how many machines can be taken back at the start of
     each, for good: without a notice, and with notice given now; what revenue that loses until the end of the
     plan, and the machines' cost that goes with them.
@@ -183,8 +189,13 @@ def plan(pool: str | None, quarters: int, basis_days: int, as_json: bool) -> Non
     answer = call(
         "GET", "economics", "plan", query={"pool": pool, "quarters": quarters, "basis_days": basis_days}
     )
+    if html is not None:
+        html.write_text(_page(answer), encoding="utf-8")
     if as_json:
         print_json(answer)
+        return
+    if html is not None:
+        click.echo(f"{html} is written")
         return
     for each in answer["data"]:
         click.echo(f"{each['pool']}: {each['machines']} machines\n")
@@ -193,6 +204,24 @@ def plan(pool: str | None, quarters: int, basis_days: int, as_json: bool) -> Non
         _print_titled(
             "contracts, and what they bring if their tenant gives notice now", _ASSURED, each["contracts"]
         )
+
+
+def _page(answer: Mapping[str, Any]) -> str:
+    """What is expected of all pools, and what of each can be taken back."""
+    lines = [{**line, "pool": each["pool"]} for each in answer["data"] for line in each["expected"]]
+    about = f"Expected, with requests as in the last {answer['basis_days']} days."
+    charts = [
+        chart(
+            f"{each['pool']}: machines that can be taken back from the start of each quarter on",
+            [at["quarter"] for at in each["take_back"]],
+            [
+                Series(name, [at[side]["machines"] for at in each["take_back"]])
+                for name, side in (("without notice", "without_notice"), ("with notice now", "with_notice"))
+            ],
+        )
+        for each in answer["data"]
+    ]
+    return page({**answer, "lines": lines, "by": ["quarter", "pool", "use"]}, about, charts)
 
 
 def print_money(money: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from html import escape
 from math import ceil, floor, log10
 from typing import Any, Final
 
-from deploy.cli.output import Columns
+from deploy.cli.economics_columns import FIGURES
 
 Line = Mapping[str, Any]
 _WIDTH: Final = 960
@@ -37,8 +37,8 @@ class Series:
     values: Sequence[float | None]
 
 
-def page(report: Mapping[str, Any], columns: Columns) -> str:
-    """The whole file; `columns` of its table."""
+def page(report: Mapping[str, Any], about: str, more: Sequence[str] = ()) -> str:
+    """The whole file; `more` charts before its table."""
     lines, by = report["lines"], report["by"]
     time = [word for word in by if word in {"quarter", "month"}][-1:]
     axis = time or by[:1]
@@ -46,10 +46,10 @@ def page(report: Mapping[str, Any], columns: Columns) -> str:
     rest = [word for word in by if word not in {"quarter", "month"} and word not in axis]
     parts = [
         f"<h1>Economics</h1><p>{escape(report['from'])} to {escape(report['until'])} (UTC), "
-        f"{escape(report['currency'])}, by {escape(', '.join(by) or 'nothing')}. Rounding: "
-        f"{escape(report['rounding'])}</p>",
-        _chart("Revenue, cost and margin, USD", places, _sums(lines, axis, places, _MONEY, _plain)),
-        _chart("Unit-hours", places, _sums(lines, axis, places, _HOURS, _unit_hours), stacked=True),
+        f"{escape(report['currency'])}, by {escape(', '.join(by) or 'nothing')}. "
+        f"{escape(about)}</p>",
+        chart("Revenue, cost and margin, USD", places, _sums(lines, axis, places, _MONEY, _plain)),
+        chart("Unit-hours", places, _sums(lines, axis, places, _HOURS, _unit_hours), stacked=True),
     ]
     if rest:
         for title, figure in (("Margin, USD", "margin"), ("Revenue, USD", "revenue")):
@@ -59,9 +59,9 @@ def page(report: Mapping[str, Any], columns: Columns) -> str:
                     _plain(line, figure) if _name(line, rest) == group else None)))
                 for group in groups[: len(_COLOURS)]
             ]  # fmt: skip
-            more = "" if len(groups) <= len(_COLOURS) else f" (the first {len(_COLOURS)})"
-            parts.append(_chart(f"{title}, by {', '.join(rest)}{more}", places, series))
-    parts.append(_table(report, columns))
+            left_out = "" if len(groups) <= len(_COLOURS) else f" (the first {len(_COLOURS)})"
+            parts.append(chart(f"{title}, by {', '.join(rest)}{left_out}", places, series))
+    parts += [*more, _table(report)]
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Economics</title>'
         f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
@@ -109,7 +109,7 @@ def _of(
     return list(sums.values())
 
 
-def _chart(title: str, places: Sequence[str], series: Sequence[Series], *, stacked: bool = False) -> str:
+def chart(title: str, places: Sequence[str], series: Sequence[Series], *, stacked: bool = False) -> str:
     """Bars: side by side, or on top of each other."""
     low, high, step = _scale(series, len(places), stacked=stacked)
     tall = _HEIGHT - _BELOW - _ABOVE
@@ -196,16 +196,16 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _table(report: Mapping[str, Any], columns: Columns) -> str:
+def _table(report: Mapping[str, Any]) -> str:
     by = report["by"]
     head = "".join(f'<th class="n">{escape(word)}</th>' for word in by)
-    head += "".join(f"<th>{escape(name.lower())}</th>" for name in columns)
-    total = {**report["total"], **dict.fromkeys(by, ""), **dict.fromkeys(by[:1], "total")}
+    head += "".join(f"<th>{escape(name.lower())}</th>" for name in FIGURES)
+    total = {**report.get("total", {}), **dict.fromkeys(by, ""), **dict.fromkeys(by[:1], "total")}
     body = ""
-    for line in (*report["lines"], total):
+    for line in (*report["lines"], *([total] if "total" in report else ())):
         names = "".join(_cell(line[word], " class=n") for word in by)
         figures = "".join(
-            _cell(line[column] if isinstance(column, str) else column(line)) for column in columns.values()
+            _cell(line[column] if isinstance(column, str) else column(line)) for column in FIGURES.values()
         )
         body += f"<tr>{names}{figures}</tr>"
     return f'<h2>Figures</h2><div class="s"><table><tr>{head}</tr>{body}</table></div>'

@@ -20,7 +20,9 @@ from sqlalchemy import Connection, Engine, text
 from billing.wire import redis_keys
 from tests.billing.api.conftest import ADMIN_KEY
 
-ROUTES = ("/pools", "/calibrations", "/contracts", "/reclaims", "/plan", "/capacity")
+ROUTES = (
+    "/pools", "/calibrations", "/contracts", "/reclaims", "/plan", "/capacity", "/machines", "/economics",
+)  # fmt: skip
 POOL = "org/llama"
 # Sent as they are, where JSON of Python's has no word for them.
 RAW = {f"raw-{number}": raw for number, raw in enumerate(

@@ -75,7 +75,7 @@ def test_what_is_not_known_is_said(taas: Taas, told: Told) -> None:
     assert (line["cost"], line["margin"], line["per_kwh"]["cost"]) == (None, None, None)
 
 
-def test_what_a_reclaim_a_notice_and_other_prices_would_cost(taas: Taas, told: Told) -> None:
+def test_what_a_reclaim_a_notice_and_other_prices_would_cost(taas: Taas, told: Told, tmp_path: Path) -> None:
     """Of two machines at 1.50 USD an hour; a contract of 1,500 units/s with 90 days' notice."""
     told("price", "set", "--model", POOL, "--free")
     told("machine", "set", POOL, "--usd-per-hour", "1.5", "--from", "2026-01-01")
@@ -112,6 +112,10 @@ def test_what_a_reclaim_a_notice_and_other_prices_would_cost(taas: Taas, told: T
     assert float(pool["contracts"][0]["assured_unit_hours"]) == pytest.approx(90 * 24 * 1500, rel=1e-4)
     assert float(pool["contracts"][0]["assured_revenue"]) == pytest.approx(90 * 24 * 15, rel=1e-4)
     assert "can be taken back" in taas("economics", "plan", "--pool", POOL).stdout
+    file = tmp_path / "plan.html"
+    taas("economics", "plan", "--html", str(file))
+    both = sum(each["with_notice"]["machines"] == 2 for each in pool["take_back"])
+    assert file.read_text().count("with notice now: 2.00") == both > 5
 
     notice = told("contract", "notice", signed, "--by", "operator", "--what-if")
     lost = [each["difference"]["unit_hours"]["sold"] for each in notice["by_quarter"]]
@@ -124,3 +128,5 @@ def test_what_a_reclaim_a_notice_and_other_prices_would_cost(taas: Taas, told: T
     assert "recsys" in moved
     taas("economics", "what-if", "--move", f"{POOL}:1:own:elsewhere", exit_code=2)
     taas("economics", "what-if", "--move", f"{POOL}:3:own:recsys", exit_code=1)
+    told("machine", "set", POOL, "--for", "research")
+    assert told("plan", "--pool", POOL)["data"][0]["own_use"] == "research"
