@@ -29,7 +29,9 @@ def show(
     since: Annotated[
         Moment | None, Query(alias="from", description="To the hour. Default: the start of the quarter.")
     ] = None,
-    until: Annotated[Moment | None, Query(description="To the hour. Default, and at most: now.")] = None,
+    until: Annotated[
+        Moment | None, Query(description="To the hour, or now, which is the default and the most.")
+    ] = None,
     pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
 ) -> dict[str, Any]:
     """What was earned by requests that ended in [from, until), what machines cost meanwhile, and how much of
@@ -44,7 +46,7 @@ def show(
     with control.reading() as connection:
         pools.require_named(connection, pool)
         at_ms = now_ms(connection)
-        until_ms = whole_hour(at_ms if until is None else min(until, at_ms))
+        until_ms = at_ms if until is None or until >= at_ms else whole_hour(until)
         from_ms = quarter_starts(until_ms, 1)[0] if since is None else whole_hour(since)
         if from_ms > until_ms:
             raise Invalid("The period begins after it ends.", param="from")

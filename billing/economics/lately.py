@@ -33,17 +33,15 @@ def read_outlooks(
 ) -> dict[str, PoolOutlook]:
     """Every pool, or one, as it is expected to go on: by its work of the last `basis_days` days."""
     catalogue = read_catalogue(connection)
-    until_ms = whole_hour(at_ms)
-    lately = Months((until_ms - basis_days * DAY_MS, until_ms))
+    from_ms = whole_hour(at_ms - basis_days * DAY_MS)
+    lately = Months((from_ms, at_ms))
     histories = read_histories(connection, catalogue)
     held, used = read_held(connection, catalogue, lately), read_used(connection, catalogue, lately)
     rates = owed.capacity_rates(connection, at_ms, at_ms + _AHEAD_MS)
     found = {}
     for pool in sorted(histories if only is None else histories.keys() & {only}):
         position = read_position(connection, pool, at_ms)
-        asked, shared, elsewhere = _lately(
-            used.get((pool, 0), []), held.get((pool, 0), []), basis_days * DAY_MS
-        )
+        asked, shared, elsewhere = _lately(used.get((pool, 0), []), held.get((pool, 0), []), at_ms - from_ms)
         found[pool] = PoolOutlook(
             history=histories[pool],
             position=position,

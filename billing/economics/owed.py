@@ -126,7 +126,7 @@ def _short_minutes(
             hour.contract_id.in_(given_back),
             hour.shortfall_mu > 0,
             hour.hour >= edges_ms[0] // HOUR_MS,
-            hour.hour < edges_ms[-1] // HOUR_MS,
+            minute.minute_ms < edges_ms[-1],
             minute.shortfall_mu > 0,
         )
     )

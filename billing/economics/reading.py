@@ -46,9 +46,14 @@ InMonths: TypeAlias = Mapping[tuple[str, int], list[T]]
 
 @dataclass(frozen=True, slots=True)
 class Months:
-    """The starts of months, or parts of them, and the end of the last; whole hours."""
+    """The starts of months, or parts of them, and the end of the last: whole hours, or now."""
 
     edges_ms: tuple[int, ...]
+
+    @property
+    def last_hour(self) -> int:
+        """The hour after the last one; of the hour that it is now there is what has been so far."""
+        return -(-self.edges_ms[-1] // HOUR_MS)
 
     @property
     def periods(self) -> list[tuple[int, int]]:
@@ -161,7 +166,7 @@ def _read_evidence(connection: Connection, months: Months) -> dict[tuple[str, in
     month = months.index_of(of.hour, HOUR_MS)
     query = (
         select(of.contract_id, month, func.sum(of.used_mu), func.sum(of.lent_mu), func.sum(of.shortfall_mu))
-        .where(of.hour >= months.edges_ms[0] // HOUR_MS, of.hour < months.edges_ms[-1] // HOUR_MS)
+        .where(of.hour >= months.edges_ms[0] // HOUR_MS, of.hour < months.last_hour)
         .group_by(of.contract_id, month)
     )
     return {
@@ -205,7 +210,7 @@ def _of_hours(connection: Connection, catalogue: Catalogue, months: Months) -> l
     )  # fmt: skip
     query = (
         select(*groups, func.min(of.hour), *(func.sum(of[name]) for name in _COUNTS))
-        .where(of.hour >= months.edges_ms[0] // HOUR_MS, of.hour < months.edges_ms[-1] // HOUR_MS)
+        .where(of.hour >= months.edges_ms[0] // HOUR_MS, of.hour < months.last_hour)
         .group_by(*_by_place(groups))
     )
     found = []
