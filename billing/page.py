@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Select, select, tuple_
 
 from billing.refusals import Invalid
 
@@ -25,10 +25,13 @@ Place = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """At most `limit` rows after the mark."""
+    """At most `limit` rows after the mark. `by_id`: the mark is the id of the last row shown, which is the
+    last of the order's columns.
+    """
 
     limit: int
     after: str | None = None
+    by_id: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ def read_page(
     list.
     """
     if asked.after is not None:
-        place, begins = tuple_(*order.columns), tuple_(*_place_of(asked.after, order))
+        found = _place_of_id(connection, asked.after, order) if asked.by_id else _place_of(asked.after, order)
+        place, begins = tuple_(*order.columns), tuple_(*found)
         query = query.where(place < begins if order.descending else place > begins)
     columns = [column.desc() if order.descending else column for column in order.columns]
     rows = [read(row) for row in connection.execute(query.order_by(*columns).limit(asked.limit + 1))]
@@ -102,6 +106,20 @@ def _place_of(mark: str, order: Order[T]) -> Place:
     if name != order.name or types != order.types or not all(map(_can_be_asked, place)):
         raise _not_a_mark()
     return tuple(place)
+
+
+def _place_of_id(connection: Connection, row_id: str, order: Order[Any]) -> Place:
+    last = order.types[-1]
+    try:
+        value = last(row_id)
+    except ValueError as exc:
+        raise _not_a_mark() from exc
+    row = None
+    if _can_be_asked(value):
+        row = connection.execute(select(*order.columns).where(order.columns[-1] == value)).one_or_none()
+    if row is None:
+        raise Invalid("`after` is no id of this list.", param="after")
+    return tuple(row)
 
 
 def _can_be_asked(value: str | int) -> bool:

@@ -48,6 +48,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.listing import listing_router
 from gateway.metrics import Metrics
 from gateway.openapi import SECURITY_SCHEMES, inference_paths
+from gateway.organization import organization_router
 from gateway.quarantine import Quarantine
 from gateway.readiness import Readiness
 from gateway.redis.journal import Journal
@@ -397,6 +398,7 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
     app.stages = stages
     app.lines = serving_lines(stages.inference, settings.service_key) if settings.batch else None
     app.include_router(listing_router(stages.catalogue, stages.clock, stages.readiness, stages.billing))
+    app.include_router(organization_router(stages.billing))
     app.include_router(batch_router(stages.catalogue, stages.clock, settings))
     app.add_exception_handler(GatewayError, _on_gateway_error)
     app.add_exception_handler(HTTPException, _on_http_error)

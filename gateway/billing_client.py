@@ -28,12 +28,16 @@ class BillingClient:
             verify=checked_by(*self._urls),
         )
 
-    async def get(self, path: str, params: Mapping[str, str]) -> httpx.Response:
-        """The answer of the first that gives one. Raises httpx.HTTPError when none does."""
+    async def get(
+        self, path: str, params: Mapping[str, str] | str, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        """The answer of the first that gives one. Raises httpx.HTTPError when none does. `params`: or a whole
+        query. `headers`: in place of those with the service key.
+        """
         failure: httpx.HTTPError = httpx.ConnectError("no admin API is set")
         for url in tuple(self._urls):
             try:
-                answer = await self._http.get(url + path, params=params)
+                answer = await self._http.get(url + path, params=params, headers=headers)
             except httpx.TransportError as exc:
                 failure = exc
                 continue

@@ -19,12 +19,12 @@ from billing.refusals import Conflict, Forbidden, Invalid, NotFound
 from billing.schema.accounts import admin_key as table
 from billing.schema.catalogue import tenant
 from billing.schema.clock import NOW_MS
+from billing.wire.secret_forms import ADMIN_KEY_FORM, ADMIN_KEY_PREFIX
 
 KEY_PREFIX: Final = "adm_"
-SECRET_PREFIX: Final = "sk-admin-"  # noqa: S105
-# 32 bytes are 43 characters of URL-safe base 64.
+SECRET_PREFIX: Final = ADMIN_KEY_PREFIX
+SECRET_FORM: Final = ADMIN_KEY_FORM
 _SECRET_BYTES: Final = 32
-SECRET_FORM: Final = SECRET_PREFIX + r"[A-Za-z0-9_-]{43}"
 # A use is noted if the last one noted is so long ago: not each call writes.
 _NOTED_EVERY_MS: Final = 60_000
 

@@ -40,6 +40,8 @@ from billing.api import (
     limits,
     machines,
     models,
+    organization,
+    organization_usage,
     plan,
     pools,
     prices,
@@ -73,7 +75,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
     machines.router, economics.router, economics_ahead.router, launches.router, autoscaling.router,
     batches.router, admin_keys.router, audit_log.router, terms.router, credits.router,
-    invoices.router, books.router,
+    invoices.router, books.router, organization_usage.router, organization.router,
 )  # fmt: skip
 
 

@@ -149,6 +149,15 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "GET /admin/v1/admin-keys/{key_id}": _READ | _OWN_ADMIN,
     "POST /admin/v1/admin-keys/{key_id}/rotate": _OPERATE | _OWN_ADMIN,
     "DELETE /admin/v1/admin-keys/{key_id}": _OPERATE | _OWN_ADMIN,
+    "GET /v1/organization/usage/completions": _READ | _OWN,
+    "GET /v1/organization/usage/embeddings": _READ | _OWN,
+    "GET /v1/organization/costs": _READ | _OWN,
+    "GET /v1/organization/projects": _READ | _OWN,
+    "GET /v1/organization/projects/{project}": _READ | _OWN,
+    "GET /v1/organization/projects/{project}/api_keys": _READ | _OWN,
+    "GET /v1/organization/projects/{project}/rate_limits": _READ | _OWN,
+    "GET /v1/organization/admin_api_keys": _READ | _OWN_ADMIN,
+    "GET /v1/organization/audit_logs": _READ | _OWN_ADMIN,
 }
 
 

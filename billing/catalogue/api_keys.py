@@ -137,11 +137,14 @@ def list_page(
     name: str | None = None,
     status: Status | None = None,
     project_id: str | None = None,
+    revoked: bool = True,
 ) -> Page[ApiKey]:
-    """Keys of one tenant or of all, oldest first, including revoked ones; those whose name contains `name`,
-    those in this status, those of a project.
+    """Keys of one tenant or of all, oldest first; those whose name contains `name`, those in this status,
+    those of a project. `revoked`: revoked ones, too.
     """
     query = _QUERY
+    if not revoked:
+        query = query.where(table.c.revoked_ms.is_(None))
     if project_id is not None:
         query = query.where(table.c.project_id == project_id)
     if tenant_id is not None:

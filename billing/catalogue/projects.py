@@ -69,6 +69,12 @@ def find(connection: Connection, tenant_id: str, project: str) -> Project:
     return _project(row)
 
 
+def by_id(connection: Connection, project_id: str) -> Project | None:
+    """A project of any tenant."""
+    row = connection.execute(select(table).where(table.c.project_id == project_id)).one_or_none()
+    return None if row is None else _project(row)
+
+
 def list_page(
     connection: Connection,
     asked: PageRequest,

@@ -54,7 +54,9 @@ _SUMMED: Final = (
     "requests", "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
     "absorbed_output", "amount_picousd",
 )  # fmt: skip
-_NAMES: Final = ("tenant", "project", "key_id", "model", "class", "contract", "hour", "pricing", "price_id")
+_NAMES: Final = (
+    "tenant", "project", "key_id", "model", "instance", "class", "contract", "hour", "pricing", "price_id",
+)  # fmt: skip
 # What each dimension groups by: the column of its name, or one of these.
 _COLUMN_OF: Final = {Dimension.KEY: "key_id", Dimension.DAY: "hour"}
 _HOUR: Final = _of.ended_ms.op("/")(literal_column(str(HOUR_MS)))
@@ -91,7 +93,7 @@ _UNCOSTED: Final[dict[str, ColumnElement[Any]]] = {
     "untold.requests": func.count().filter(UNTOLD),
 }
 # The price of each kind of tokens.
-_KINDS: Final[dict[str, Callable[[Price], int]]] = {
+KINDS: Final[dict[str, Callable[[Price], int]]] = {
     "uncached_input": lambda price: price.input_picousd,
     "cached_input": lambda price: price.cached_input_picousd,
     "cache_write": lambda price: price.written_picousd,
@@ -99,8 +101,8 @@ _KINDS: Final[dict[str, Callable[[Price], int]]] = {
 }
 
 
-def _by_kind(of: ColumnCollection[str, Any], what: str) -> tuple[ColumnElement[Any], ...]:
-    """The sums of tokens that were `billed` or `produced`, in the order of `_KINDS`."""
+def tokens_by_kind(of: ColumnCollection[str, Any], what: str) -> tuple[ColumnElement[Any], ...]:
+    """The sums of tokens that were `billed` or `produced`, in the order of `KINDS`."""
     prompt, cached, written, output = (
         of[f"{what}_{name}"] for name in ("prompt", "cached", "written", "output")
     )
@@ -253,7 +255,7 @@ def usage_between(tenant: str | None, from_ms: int | None, until_ms: int | None)
     first = None if from_ms is None else -(-from_ms // HOUR_MS)
     last = None if until_ms is None else until_ms // HOUR_MS
     if first is not None and last is not None and first >= last:
-        return _of_requests(tenant, from_ms, until_ms).subquery("usage")
+        return usage_of_requests(tenant, from_ms, until_ms).subquery("usage")
     hours = select(*(usage_hour.c[name] for name in (*_NAMES, *_SUMMED)))
     if tenant is not None:
         hours = hours.where(usage_hour.c.tenant == tenant)
@@ -261,16 +263,16 @@ def usage_between(tenant: str | None, from_ms: int | None, until_ms: int | None)
     if last is not None:
         parts[0] = parts[0].where(usage_hour.c.hour < last)
     if first is not None and from_ms != first * HOUR_MS:
-        parts.append(_of_requests(tenant, from_ms, first * HOUR_MS))
+        parts.append(usage_of_requests(tenant, from_ms, first * HOUR_MS))
     if last is not None and until_ms != last * HOUR_MS:
-        parts.append(_of_requests(tenant, last * HOUR_MS, until_ms))
+        parts.append(usage_of_requests(tenant, last * HOUR_MS, until_ms))
     return union_all(*parts).subquery("usage")
 
 
-def _of_requests(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
+def usage_of_requests(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
     """The columns of `usage_hour` of each request."""
     columns = [
-        *(_of[name] for name in _NAMES[:4]), CLASS.label("class"),
+        *(_of[name] for name in _NAMES[:5]), CLASS.label("class"),
         func.coalesce(_of.contract, "").label("contract"), _HOUR.label("hour"), ledger_transaction.c.pricing,
         func.coalesce(ledger_transaction.c.price_id, 0).label("price_id"),
         case((_LATER_PART, 0), else_=1).label("requests"), *(_of[name] for name in _SUMMED[1:-1]),
@@ -330,7 +332,7 @@ def _among(query: Select[Any], tenant: str | None, from_ms: int | None, until_ms
 def _items(connection: Connection, usage: Subquery) -> tuple[BillItem, ...]:
     group = (usage.c.model, usage.c.price_id)
     query = (
-        select(usage.c.model, null(), func.nullif(usage.c.price_id, 0), *_by_kind(usage.c, "billed"))
+        select(usage.c.model, null(), func.nullif(usage.c.price_id, 0), *tokens_by_kind(usage.c, "billed"))
         .where(usage.c.pricing.in_((Pricing.PRICED.value, Pricing.UNPRICED.value)))
         .group_by(*group)
         .order_by(usage.c.model, func.nullif(usage.c.price_id, 0))
@@ -342,7 +344,7 @@ def _cost_items(connection: Connection, among: Among) -> tuple[BillItem, ...]:
     """What providers have said that they produced, at the cost price that held."""
     group = (usage_event.c.model, usage_event.c.instance, COST_PRICE.c.price_id)
     query = (
-        select(*group, *_by_kind(_of, "produced"))
+        select(*group, *tokens_by_kind(_of, "produced"))
         .select_from(usage_event.outerjoin(COST_PRICE, true()))
         .where(TOLD)
         .group_by(*group)
@@ -365,7 +367,7 @@ def _bill_items(connection: Connection, query: Select[Any], of: PriceList) -> tu
             price_picousd=None if price_id is None else price_of(prices[price_id]),
         )
         for model, instance, price_id, *counts in rows
-        for (kind, price_of), tokens in zip(_KINDS.items(), counts, strict=True)
+        for (kind, price_of), tokens in zip(KINDS.items(), counts, strict=True)
         if tokens
     )
 

@@ -303,6 +303,12 @@ def test_what_every_operation_answers_is_what_the_document_says(
     ask("POST", f"admin-keys/{admin_key}/rotate", overlap_seconds=5)
     for path in ("admin-keys", f"admin-keys/{admin_key}", "audit-log"):
         ask("GET", path)
+    project = ask("GET", "/v1/organization/projects")["data"][0]["id"]
+    for path in ("usage/completions?start_time=1700000000", "usage/embeddings?start_time=1700000000",
+                 "costs?start_time=1700000000&group_by=line_item", f"projects/{project}",
+                 f"projects/{project}/api_keys", f"projects/{project}/rate_limits", "admin_api_keys",
+                 "audit_logs"):  # fmt: skip
+        ask("GET", f"/v1/organization/{path}")
     ask("DELETE", f"admin-keys/{admin_key}")
     ask("DELETE", f"limits?key_id={key}")
     ask("DELETE", "instances/i-1")
