@@ -170,6 +170,28 @@ class PriceSet(PriceAnswer):
     replaces: int | None
 
 
+class RatedLine(Answer):
+    """What recorded requests of a model and class cost by the prices before and after. `unpriced`: how many
+    have no price after.
+    """
+
+    model: str
+    class_: str = Field(alias="class")
+    requests: int
+    unpriced: int
+    before: Usd
+    after: Usd
+
+
+class PriceListTaken(Answer):
+    """The prices that were set, or with `dry_run` would be, and what they do."""
+
+    dry_run: bool
+    currency: Literal["USD"]
+    prices: list[PriceAnswer]
+    lines: list[RatedLine]
+
+
 class CostPriceAnswer(AmountsAnswer):
     """What a provider charges: at this instance, or (null) at all of the model's that have no price of their
     own.

@@ -8,8 +8,8 @@ from sqlalchemy import Connection
 
 from billing.accounts import audit_log
 from billing.api.answer import Listing
-from billing.api.catalogue_answers import BackfillAnswer, PriceAnswer, PriceSet
-from billing.api.control import Control
+from billing.api.catalogue_answers import BackfillAnswer, PriceAnswer, PriceListTaken, PriceSet
+from billing.api.control import Control, ControlPlane
 from billing.api.fields import MS_MAX, Body, ModelName, Moment, Name
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
@@ -19,14 +19,17 @@ from billing.catalogue.price_book import (
     Price,
     PriceBook,
     Scope,
+    SetPrice,
     list_page,
     list_prices,
+    read_price_book,
     set_price,
     withdraw_price,
 )
 from billing.contracts import store as contracts
 from billing.ledger import backfill as later
 from billing.ledger.backfill import Due, backfill
+from billing.ledger.price_trial import SAMPLE_MAX, rate, sample
 from billing.refusals import Invalid
 from billing.schema.clock import database_now_ms
 from billing.wire import redis_clock
@@ -119,6 +122,17 @@ def _part(picousd: int, percent: int) -> str:
     return price_string(picousd * percent // 100)
 
 
+class NewPrices(Body):
+    """Prices that are set together. `dry_run`: only shows what they would do. `confirmed`: also those that
+    change by more than ten times. `sample`: so many requests of each model are rated.
+    """
+
+    prices: Annotated[list[NewPrice], Field(min_length=1, max_length=500)]
+    dry_run: bool = False
+    confirmed: bool = False
+    sample: Annotated[int, Field(ge=1, le=SAMPLE_MAX)] = 2_000
+
+
 class Backfill(Body):
     """Prices a model's unpriced requests of [from, until) by the current price list. `dry_run`: only show
     what that would be.
@@ -138,19 +152,42 @@ def create(body: NewPrice, control: Control, response: Response) -> dict[str, An
     all.
     """
     with control.changing(response) as connection:
-        model = models.find(connection, body.model)
-        if body.contract is not None and contracts.find(connection, body.contract).terms.pool != model.pool:
-            raise Invalid(f"Contract {body.contract} is not for the pool of {model.name}.", param="contract")
-        made = set_price(
-            connection,
-            body.model,
-            **body.amounts_in(connection),
-            valid_from_ms=body.from_ms,
-            confirmed=body.confirmed,
-            now_ms=lambda: redis_clock.now_ms(control.redis),
-            scope=Scope(contract_id=body.contract, class_=body.class_),
-        )
+        made = _set(connection, control, body, confirmed=body.confirmed)
     return {**_shown(made.price), "replaces": None if made.replaces is None else made.replaces.price_id}
+
+
+@router.post("/list", status_code=201, response_model=PriceListTaken)
+def take_list(body: NewPrices, control: Control, response: Response) -> dict[str, Any]:
+    """Set several prices, all or none, and show what recorded requests of their models would cost before and
+    after: the newest of each model, as if they started when the last of these prices begins.
+    """
+    names = {each.model for each in body.prices}
+    with control.reading() as connection:
+        requests = sample(connection, names, body.sample)
+    with control.changing(response) as connection:
+        before = read_price_book(connection, names)
+        made = [
+            _set(connection, control, each, confirmed=body.confirmed or body.dry_run) for each in body.prices
+        ]
+        rated = rate(requests, before, read_price_book(connection, names), made[-1].price.valid_from_ms)
+        if body.dry_run:
+            connection.rollback()
+    return {
+        "dry_run": body.dry_run,
+        "currency": "USD",
+        "prices": [_shown(each.price) for each in made],
+        "lines": [
+            {
+                "model": model,
+                "class": class_,
+                "requests": each.requests,
+                "unpriced": each.unpriced,
+                "before": str(each.before),
+                "after": str(each.after),
+            }
+            for (model, class_), each in rated.items()
+        ],
+    }
 
 
 @router.delete("/{price_id}", response_model=PriceAnswer)
@@ -200,6 +237,21 @@ def list_all(
         if model is not None:
             models.find(connection, model)
         return listing(list_page(connection, asked, model), _shown)
+
+
+def _set(connection: Connection, control: ControlPlane, body: NewPrice, *, confirmed: bool) -> SetPrice:
+    model = models.find(connection, body.model)
+    if body.contract is not None and contracts.find(connection, body.contract).terms.pool != model.pool:
+        raise Invalid(f"Contract {body.contract} is not for the pool of {model.name}.", param="contract")
+    return set_price(
+        connection,
+        body.model,
+        **body.amounts_in(connection),
+        valid_from_ms=body.from_ms,
+        confirmed=confirmed,
+        now_ms=lambda: redis_clock.now_ms(control.redis),
+        scope=Scope(contract_id=body.contract, class_=body.class_),
+    )
 
 
 def _due(due: Due, names: dict[str, str]) -> dict[str, Any]:

@@ -106,6 +106,7 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "POST /admin/v1/instances/{instance:path}/restart": _OPERATE,
     "GET /admin/v1/instances/{instance:path}/evidence": _READ,
     "GET /admin/v1/evidence-key": _READ,
+    "POST /admin/v1/prices/list": _PRICE,
     "POST /admin/v1/makers": _PRICE,
     "GET /admin/v1/makers": _READ,
     "POST /admin/v1/books": _PRICE,

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import orjson
@@ -139,7 +139,26 @@ def price_event(event: UsageEvent, book: PriceBook) -> RecordedEvent:
     return RecordedEvent(event, Pricing.PRICED, price, price.amount(event.billed))
 
 
-def price_scopes(event: UsageEvent, book: PriceBook) -> Iterator[Scope]:
+class Chargeable(Protocol):
+    """What a request's price depends on, beside its model and when it started."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def pool(self) -> str: ...
+    @property
+    def class_(self) -> str: ...
+    @property
+    def contract(self) -> str | None: ...
+    @property
+    def line(self) -> str | None: ...
+    @property
+    def decision(self) -> Mapping[str, Any] | None: ...
+    @property
+    def started_ms(self) -> int: ...
+
+
+def price_scopes(event: Chargeable, book: PriceBook) -> Iterator[Scope]:
     """Where to look for the price of a request, the nearest first: its contract's own before everybody's; of
     each, that of batches for a line of one, that of its class, that of all. A request above its tenant's
     contract has none, but pays by it.
@@ -147,7 +166,7 @@ def price_scopes(event: UsageEvent, book: PriceBook) -> Iterator[Scope]:
     contract = event.contract
     if contract is None and (event.decision or {}).get("why") == "spilled":
         contract = book.contract_held(event.tenant, event.pool, event.started_ms)
-    classes = (*(("batch",) if event.line else ()), event.class_.value, None)
+    classes = (*(("batch",) if event.line else ()), str(event.class_), None)
     for holder in (contract, None) if contract else (None,):
         for class_ in classes:
             yield Scope(contract_id=holder, class_=class_)

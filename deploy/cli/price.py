@@ -10,6 +10,7 @@ from deploy.cli.connection import AdminApiError, call, call_list, given
 from deploy.cli.moments import AHEAD, BACK, ahead, back
 from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, print_table, show
 from deploy.cli.price_import import import_prices
+from deploy.cli.price_load import load
 
 _PRICES: Columns = {
     "INPUT": "input", "CACHED INPUT": "cached_input", "CACHE WRITE": "cache_write", "OUTPUT": "output",
@@ -38,10 +39,11 @@ _DUE: Columns = {
 
 @click.group()
 def price() -> None:
-    """Prices in USD per million tokens: set, list, withdraw, backfill, import."""
+    """Prices in USD per million tokens: set, load, list, withdraw, backfill, import."""
 
 
 price.add_command(import_prices)
+price.add_command(load)
 
 
 @price.command("set")

@@ -199,6 +199,7 @@ def ask_the_catalogue(ask: Checked, database: Engine) -> str:
     ask("POST", "prices", model="m", **price, **{"from": 1_800_000_000_000})
     later = ask("POST", "prices", model="m", **price, **{"from": "2999-01-01"})["price_id"]
     ask("DELETE", f"prices/{later}")
+    ask("POST", "prices/list", prices=[{"model": "m", **price, "class": "flex"}], dry_run=True)
     ask("POST", "cost-prices", model="m", **price, cache_write="1.25", **{"from": 1_700_000_000_000})
     later = ask("POST", "cost-prices", model="m", **price, **{"from": "2999-01-01"})["price_id"]
     ask("DELETE", f"cost-prices/{later}")

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import create_engine
 
 from billing.ledger.entries import ReceivedEvent, record_events
+from billing.wire.usage_event import CapacityClass
 from tests.billing.events import event
 from tests.deploy.cli.conftest import Taas
 
@@ -90,3 +91,43 @@ def test_makers_and_books(taas: Taas, told: Callable[..., Any]) -> None:
     assert told("books", "show", "2023-10")["month"] == "2023-10"
     assert told("books", "balances")["data"] == []
     assert told("maker", "statement", "--maker", "lab.example", "--month", "2023-10")["data"] == []
+
+
+def test_a_file_of_prices_is_tried_on_recorded_requests_and_set_all_or_none(
+    taas: Taas, told: Callable[..., Any], migrated_database_url: str, tmp_path: Path
+) -> None:
+    tenant = told("tenant", "create", "acme")["tenant"]
+    for model in ("m", "n"):
+        told("model", "add", model, "--context", "4096")
+    told("price", "set", "--model", "m", "--input", "1", "--output", "2", "--from", "2023-01-01")
+    used = [
+        event("req_1", (10**6, 0, 10**6), tenant=tenant, model="m"),
+        event(
+            "req_2", (10**6, 0, 10**6), tenant=tenant, model="m", class_=CapacityClass.FLEX, line="batch_1/1"
+        ),
+    ]
+    engine = create_engine(migrated_database_url)
+    with engine.begin() as connection:
+        record_events(connection, [ReceivedEvent.read(each.to_json()) for each in used])
+    engine.dispose()
+    file = tmp_path / "prices.yaml"
+    file.write_text(
+        "prices:\n"
+        "  - {model: m, input: 2, output: 1.5}\n"
+        "  - {model: m, class: batch, discount: 50, from: 2999-01-01}\n"
+        "  - {model: n, free: true}\n"
+    )
+    trial = told("price", "load", str(file), "--dry-run")
+    assert [(each["class"], each["before"], each["after"]) for each in trial["lines"]] == [
+        ("batch", "3.00", "1.75"), ("on_demand", "3.00", "3.50"),
+    ]  # fmt: skip
+    assert len(told("price", "list")["data"]) == 1
+    shown = taas("price", "load", str(file), "--yes").output
+    assert "+16.67 %" in shown
+    assert len(told("price", "list")["data"]) == 4
+    file.write_text('[{"model": "m", "input": "3", "output": "3"}, {"model": "gone", "free": "true"}]')
+    assert "gone" in taas("price", "load", str(file), "--yes", exit_code=1).output
+    assert len(told("price", "list")["data"]) == 4
+    for wrong in ("x", "prices: 3", "{", "- 3"):
+        file.write_text(wrong)
+        assert "prices.yaml" in taas("price", "load", str(file), "--dry-run", exit_code=1).output

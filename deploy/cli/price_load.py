@@ -1,0 +1,92 @@
+"""`taas price load`: prices out of a file, all or none, once it is seen what they do."""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from deploy.cli.confirmation import confirm, require_answerable, yes_option
+from deploy.cli.connection import call
+from deploy.cli.output import Columns, Row, json_option, print_json, print_table
+
+_BYTES_MAX: Final = 1_000_000
+
+
+def _change(row: Row) -> str:
+    before, after = Decimal(row["before"]), Decimal(row["after"])
+    return f"{(after - before) / before * 100:+.2f} %" if before else "-"
+
+
+_LINES: Columns = {
+    "MODEL": "model", "CLASS": "class", "REQUESTS": "requests", "BEFORE (USD)": "before",
+    "AFTER (USD)": "after", "CHANGE": _change, "UNPRICED": "unpriced",
+}  # fmt: skip
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Only show what the prices would do.")
+@click.option(
+    "--sample", type=click.IntRange(1, 20_000), metavar="N",
+    help="Rate so many of each model's newest requests. Default: 2000.",
+)  # fmt: skip
+@yes_option
+@json_option
+def load(file: Path, dry_run: bool, sample: int | None, yes: bool, as_json: bool) -> None:
+    """Set the prices in FILE (YAML or JSON), all or none. First it shows what the newest recorded requests of
+    these models cost by the prices of now and by those, and asks.
+
+    \b
+    prices:
+      - {model: llama-70b, input: "0.15", cached_input: "0.03", output: "0.60", from: 2027-01-01}
+      - {model: llama-70b, class: batch, discount: 50}
+      - {model: llama-70b, contract: con_0f3a…, class: on_demand, input: "0.20", output: "0.80"}
+    \b
+    taas price load prices.yaml --dry-run
+    """
+    prices = _read(file)
+    asked: dict[str, Any] = {"prices": prices}
+    if sample is not None:
+        asked["sample"] = sample
+    trial = call("POST", "prices", "list", body={**asked, "dry_run": True})
+    if not as_json:
+        if trial["lines"]:
+            print_table(_LINES, trial["lines"])
+        click.echo(f"{len(trial['prices'])} prices would be set")
+    if dry_run:
+        if as_json:
+            print_json(trial)
+        return
+    require_answerable(yes=yes, as_json=as_json)
+    confirm("set these prices?", yes=yes)
+    done = call("POST", "prices", "list", body={**asked, "confirmed": True})
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"{len(done['prices'])} prices are set")
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """The list in a file. Dates are given on as texts."""
+    import yaml
+
+    try:
+        if file.stat().st_size > _BYTES_MAX:
+            raise click.ClickException(f"{file}: a file of prices has at most {_BYTES_MAX} bytes")
+        read = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # noqa: S506 (texts only)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+        raise click.ClickException(f"{file}: {exc}") from exc
+    prices = read.get("prices") if isinstance(read, dict) else read
+    if not isinstance(prices, list) or not all(isinstance(each, dict) for each in prices) or not prices:
+        raise click.ClickException(f"{file}: no list of prices; see `taas price load --help`")
+    return [{name: _value(name, value) for name, value in each.items()} for each in prices]
+
+
+def _value(name: str, text: Any) -> Any:
+    """Prices are texts; the few numbers and truth values are not."""
+    if name == "discount" and isinstance(text, str) and text.isdecimal():
+        return int(text)
+    if name == "free":
+        return text == "true"
+    return text
