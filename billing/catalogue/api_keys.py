@@ -10,13 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, case, exists, func, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from billing.catalogue import outbox, projects
-from billing.catalogue.names import KEY_PREFIX, new_id
+from billing.catalogue.names import BUDGET_PREFIX, KEY_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
 from billing.page import Order, Page, PageRequest, contains, read_page
 from billing.refusals import Conflict, NotFound
+from billing.schema.budgets import budget, budget_alert, budget_spent
 from billing.schema.catalogue import api_key as table
 from billing.schema.catalogue import api_key_use, model, model_audience, quota_limit, tenant
 from billing.schema.clock import NOW_MS
@@ -185,10 +198,13 @@ def change(connection: Connection, key_id: str, wanted: KeyChange, *, by_tenant:
 
 
 def rotate(connection: Connection, key_id: str, *, ends_ms: int) -> NewApiKey:
-    """A new key with the same rights and limits; this one ends at the given moment, or earlier if it expires.
-    Raises NotFound, Conflict.
+    """A new key with the same rights, limits and budgets, of which as much is spent; this one ends at the
+    given moment, or earlier if it expires. Raises NotFound; Conflict for a key that is revoked or has
+    expired.
     """
     old = find(connection, key_id)
+    if old.status == "expired":
+        raise Conflict(f"Key {key_id} has expired; make another.", param="key_id", code="key_expired")
     until_ms = ends_ms if old.expires_at_ms is None else min(ends_ms, old.expires_at_ms)
     change(connection, key_id, KeyChange(expires_at_ms=until_ms))
     made = create(
@@ -199,14 +215,25 @@ def rotate(connection: Connection, key_id: str, *, ends_ms: int) -> NewApiKey:
         expires_at_ms=old.expires_at_ms,
         allowed_models=old.models,
     )
-    kept = [
-        column
-        for column in quota_limit.c
-        if column.name not in {"limit_id", "key_id", "created_ms", "updated_ms"}
-    ]
-    copied = select(literal(made.key.key_id), *kept).where(quota_limit.c.key_id == key_id)
-    connection.execute(insert(quota_limit).from_select(["key_id", *(column.name for column in kept)], copied))
+    _copy(connection, quota_limit, "limit_id", key_id=(key_id, made.key.key_id))
+    named = select(budget.c.budget_id).where(budget.c.key_id == key_id)
+    for budget_id in connection.execute(named).scalars().all():
+        copied = budget_id, new_id(BUDGET_PREFIX)
+        _copy(connection, budget, "", budget_id=copied, key_id=(key_id, made.key.key_id))
+        for of_budget in (budget_spent, budget_alert):
+            _copy(connection, of_budget, "", budget_id=copied)
+        outbox.record(connection, ChangeKind.TENANT, old.tenant_id)
     return made
+
+
+def _copy(connection: Connection, rows: Table, made_anew: str, **changed: tuple[str, str]) -> None:
+    """Copy the rows in which each of these columns has its first value; the copies have its second."""
+    left_out = {made_anew, "created_ms", "updated_ms", *changed}
+    kept = [column for column in rows.c if column.name not in left_out]
+    query = select(*(literal(value) for _, value in changed.values()), *kept).where(
+        *(rows.c[name] == value for name, (value, _) in changed.items())
+    )
+    connection.execute(insert(rows).from_select([*changed, *(column.name for column in kept)], query))
 
 
 def _require_models(connection: Connection, names: Sequence[str] | None, seen_by: str | None) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import redis
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from billing.catalogue.api_keys import hash_of
 from billing.contracts import lifecycle
+from billing.schema.budgets import budget_spent
+from billing.schema.catalogue import api_key
 from billing.wire import redis_keys
 from billing.wire.limits import NAMES
 from tests.billing.contracts.selling import POOL, T0, furnish, terms
@@ -306,6 +308,42 @@ def test_a_key_is_changed_and_rotated_with_its_limits(admin: TestClient, made: M
     assert (lifted["models"], lifted["expires_at_ms"], lifted["last_used_ms"]) == (None, None, None)
     admin.delete(path)
     assert admin.patch(path, json={"name": "x"}).json()["error"]["code"] == "key_revoked"
+
+
+def test_a_rotated_key_goes_on_with_its_budgets_and_what_was_spent_of_them(
+    admin: TestClient, made: Make, database: Engine
+):
+    """Else a key without anything left would be as new after each rotation."""
+    made("tenants", name="acme")
+    key = made("keys", tenant="acme")["key_id"]
+    raised = {"usd": "0.5", "until": "2999-01-01T00:00:00Z"}
+    budget = admin.put(
+        "/admin/v1/budgets", json={"key_id": key, "usd": "1.00", "per": "day", "raised": raised}
+    ).json()
+    alert = {"percent": 80, "url": "https://hooks.example/budgets"}
+    admin.put(f"/admin/v1/budgets/{budget['budget']}/alerts", json=alert)
+    with database.begin() as connection:
+        connection.execute(update(budget_spent).values(amount_picousd=9 * 10**11))
+    new = admin.post(f"/admin/v1/keys/{key}/rotate", json={}).json()["key_id"]
+    (copied,) = admin.get("/admin/v1/budgets", params={"key_id": new}).json()["data"]
+    assert copied["budget"] != budget["budget"]
+    for name in ("usd", "raised", "per", "from_ms", "until_ms"):
+        assert copied[name] == budget[name], name
+    assert (copied["spent"], copied["left"]) == ("0.90", "0.60")
+    assert [(each["percent"], each["url"]) for each in copied["alerts"]] == [(80, alert["url"])]
+    assert admin.delete(f"/admin/v1/budgets/{copied['budget']}").status_code == 200
+
+
+def test_a_key_that_has_ended_is_not_rotated(admin: TestClient, made: Make, database: Engine):
+    made("tenants", name="acme")
+    key = made("keys", tenant="acme")["key_id"]
+    with database.begin() as connection:
+        connection.execute(update(api_key).values(expires_at_ms=1))
+    answer = admin.post(f"/admin/v1/keys/{key}/rotate", json={})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "key_expired")
+    admin.delete(f"/admin/v1/keys/{key}")
+    answer = admin.post(f"/admin/v1/keys/{key}/rotate", json={})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "key_revoked")
 
 
 @pytest.mark.parametrize(
