@@ -51,9 +51,12 @@ def read_database_url(url: str) -> URL:
     return parsed
 
 
-def connect(url: str, **pool: Any) -> Engine:
-    """An engine; it connects when it is used. Raises DatabaseError for the URL."""
+def connect(url: str, *, program: str = "taas", **pool: Any) -> Engine:
+    """An engine; it connects when it is used. `program`: the name of its connections, which the audit log has
+    of changes that nobody signs. Raises DatabaseError for the URL.
+    """
     arguments = {
+        "application_name": program,
         "connect_timeout": _CONNECT_S,
         # A statement that was prepared on one server connection is unknown on the next one that PgBouncer
         # assigns.

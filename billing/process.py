@@ -113,7 +113,11 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
         )
         # A loop retries by itself after its connection has died, and calls too often to check it each time.
         loops_engine = connect(
-            settings.database_url, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW, pool_use_lifo=True
+            settings.database_url,
+            program="taas-loops",
+            pool_size=_SQL_POOL,
+            max_overflow=_SQL_OVERFLOW,
+            pool_use_lifo=True,
         )
         client = redis.Redis(
             **address.client_arguments(),
