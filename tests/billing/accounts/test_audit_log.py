@@ -10,10 +10,6 @@ import pytest
 from sqlalchemy import Connection, Engine, insert, text, update
 from sqlalchemy.exc import IntegrityError
 
-import billing.schema.batches
-import billing.schema.budgets
-import billing.schema.capacity
-import billing.schema.ledger  # noqa: F401
 from billing.accounts import audit_log
 from billing.accounts.audit_log import Act, Entry, Wanted
 from billing.accounts.roles import Role
@@ -24,7 +20,6 @@ from billing.catalogue.money import Money
 from billing.page import PageRequest
 from billing.schema import accounts
 from billing.schema.catalogue import instance
-from billing.schema.metadata import metadata
 
 ACT = Act(actor="adm_1", role=Role.OPERATOR, action="POST /admin/v1/tenants", request_id="adm_r", why="é")
 HEAVIER = (
@@ -69,7 +64,9 @@ def test_every_table_is_audited_or_said_not_to_be(database: Engine) -> None:
     with database.connect() as connection:
         query = "select tgrelid::regclass::text from pg_trigger where tgname = 'audited'"
         audited = set(connection.execute(text(query)).scalars())
-    assert audited | NOT_AUDITED == set(metadata.tables)
+        tables = "select tablename from pg_tables where schemaname = 'public'"
+        known = set(connection.execute(text(tables)).scalars())
+    assert audited | NOT_AUDITED | {"alembic_version"} == known
     assert not audited & NOT_AUDITED
 
 

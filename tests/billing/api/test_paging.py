@@ -120,16 +120,22 @@ def pages(admin: TestClient, noun: str, limit: int, **query: Any) -> Iterator[li
         asked["after"] = page["next"]
 
 
-def test_every_list_of_the_document_is_tried_here(api_document: dict[str, Any]):
-    lists = {
-        path.removeprefix("/admin/v1/")
-        for path, operations in api_document["paths"].items()
+def test_every_list_takes_pages_and_filters(api_document: dict[str, Any]):
+    lists = {}
+    for path, operations in api_document["paths"].items():
+        asked = {each["name"] for each in operations.get("get", {}).get("parameters", ())}
+        answer = operations.get("get", {}).get("responses", {}).get("200", {}).get("content", {})
+        schema = answer.get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
         # Lists in OpenAI's form have its pages, and tests with its SDK.
-        if path.startswith("/admin/v1/")
-        and "after" in {each["name"] for each in operations.get("get", {}).get("parameters", ())}
-    }
-    # Lines of usage have tests of their own.
-    assert lists - {"usage"} == set(LISTS) == set(FILTERS)
+        if path.startswith("/admin/v1/") and "next" in api_document["components"]["schemas"].get(
+            schema, {}
+        ).get("properties", {}):
+            lists[path.removeprefix("/admin/v1/")] = asked
+    assert set(LISTS) <= set(lists)
+    for noun, asked in lists.items():
+        assert asked >= {"limit", "after"}, noun
+        # There is one row for each pool: `GET autoscaling/{pool}`.
+        assert asked > {"limit", "after"} or noun == "autoscaling", noun
 
 
 @pytest.mark.usefixtures("some")
