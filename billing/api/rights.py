@@ -135,6 +135,7 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "DELETE /admin/v1/cost-prices/{price_id}": _PRICE,
     "GET /admin/v1/usage": _READ,
     "GET /admin/v1/usage/checkpoints": _READ | _OWN | _SERVICE,
+    "GET /admin/v1/usage/export": _READ | _OWN,
     "GET /admin/v1/provider-usage": _READ,
     "GET /admin/v1/audit": _READ,
     "GET /admin/v1/audit-log": _READ | _OWN_ADMIN,

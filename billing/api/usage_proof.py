@@ -1,20 +1,27 @@
-"""Routes of the proof: signed checkpoints of a tenant's chain of usage."""
+"""Routes of the proof: signed checkpoints of a tenant's chain, and the export that anyone can check."""
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
 
 from billing.api.control import Control
-from billing.api.fields import Name
+from billing.api.fields import Moment, Name
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.api.signing_key import signing_key
 from billing.api.usage_answers import CheckpointListing
 from billing.ledger.checkpoints import Checkpoint, list_checkpoints
+from billing.ledger.usage_export import export_usage, span_of
+from billing.refusals import Invalid
+from billing.schema.clock import database_now_ms
 from billing.wire.evidence import public_pem
 
 router = APIRouter(prefix="/admin/v1/usage", tags=["usage"], dependencies=[KNOWN_QUERY])
 
+_NDJSON: Final = "application/x-ndjson"
+_PIECE_BYTES: Final = 256 * 1024
 Whose = Annotated[Name, Query(description="A tenant's id or name.")]
 
 
@@ -28,3 +35,42 @@ def checkpoints(control: Control, tenant: Whose, page: PageQuery) -> dict[str, A
         shown = listing(list_checkpoints(connection, found.tenant_id, page), Checkpoint.to_json)
     path = control.evidence_key_file
     return shown | {"public_key": None if path is None else public_pem(signing_key(path))}
+
+
+@router.get("/export", response_class=StreamingResponse, responses={200: {"content": {_NDJSON: {}}}})
+def export(
+    control: Control,
+    tenant: Whose,
+    since: Annotated[Moment, Query(alias="from")],
+    until: Annotated[Moment | None, Query(description="Default: now.")] = None,
+    format: Annotated[Literal["ndjson"], Query(description="Lines of JSON.")] = "ndjson",
+) -> StreamingResponse:
+    """What was recorded of a tenant in [from, until): entries with their place in the chain, prices,
+    receipts, invoices and signed checkpoints, in one file that `taas-verify` checks without us.
+    """
+    key = None if control.evidence_key_file is None else signing_key(control.evidence_key_file)
+    with control.reading() as connection:
+        found = control.tenant_named(connection, tenant)
+        until_ms = database_now_ms(connection) + 1 if until is None else until
+        if since > until_ms:
+            raise Invalid("The period begins after it ends.", param="from")
+        span = span_of(connection, found.tenant_id, since, until_ms)
+
+    def lines() -> Iterator[bytes]:
+        with control.reading() as connection:
+            yield from export_usage(connection, found, span, key)
+
+    return StreamingResponse(_pieces(lines()), media_type=_NDJSON)
+
+
+def _pieces(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """Some lines at a time: each piece costs a switch of threads."""
+    held: list[bytes] = []
+    size = 0
+    for line in lines:
+        held.append(line)
+        size += len(line)
+        if size >= _PIECE_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)

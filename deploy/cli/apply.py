@@ -74,18 +74,6 @@ def apply(file: Path, dry_run: bool, prune: bool, yes: bool, as_json: bool) -> N
         print_json({"changes": [_shown(step) for step in found], "applied": True})
 
 
-@click.command()
-def export() -> None:
-    """Print models, adapters, pools, instances added by hand, and prices as a file for `taas apply`.
-
-    Keys of instances are not in it: name their files in `key_file` before you apply it elsewhere.
-    """
-    from deploy.desired.export import as_yaml
-    from deploy.desired.present import read
-
-    click.echo(as_yaml(read()), nl=False)
-
-
 def _print(found: "list[Step]") -> None:
     for step in found:
         where = "not in the file" if step.place is None else str(step.place)

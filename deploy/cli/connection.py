@@ -6,9 +6,11 @@ Exit codes of `taas`: 0 done, 1 refused or not reached, 2 wrong usage.
 
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import click
@@ -83,19 +85,43 @@ def _content(
     method: str, *path: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
 ) -> tuple[bytes, str]:
     """The answer's body, and whose it is."""
+    address = find_address()
+    with _reaching(address):
+        answer = _send(_request(address, method, path, query, body))
+    if not answer.is_success:
+        raise _refusal(answer.status_code, answer.content, address.url)
+    if answer.headers.get("x-taas-effect") == "pending":
+        click.echo("note: saved; it takes effect as soon as Redis is back.", err=True)
+    return answer.content, address.url
+
+
+def download(file: IO[bytes], *path: str, query: dict[str, Any]) -> None:
+    """Write what is at `/admin/v1/PATH…` into a file, piece by piece. Raises ClickException, also if it is
+    cut off.
+    """
     import httpx
 
+    from billing.wire.certificates import checked_by
+
     address = find_address()
+    timeout = httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+    with _reaching(address):
+        request = _request(address, "GET", path, query, None)
+        with httpx.Client(timeout=timeout, trust_env=False, verify=checked_by(str(request.url))) as client:
+            answer = client.send(request, stream=True)
+            if not answer.is_success:
+                raise _refusal(answer.status_code, answer.read(), address.url)
+            for piece in answer.iter_bytes():
+                file.write(piece)
+
+
+@contextmanager
+def _reaching(address: Address) -> Iterator[None]:
+    """Says why billing was not reached. Raises ClickException."""
+    import httpx
+
     try:
-        answer = _send(
-            httpx.Request(
-                method,
-                f"{address.url.rstrip('/')}/admin/v1/{'/'.join(quote(step, safe='') for step in path)}",
-                params={name: value for name, value in (query or {}).items() if value is not None},
-                json=body,
-                headers=_headers(method, address.key),
-            )
-        )
+        yield
     except httpx.ConnectError as exc:
         raise click.ClickException(
             f"billing does not answer at {address.url}. Start everything with `taas up`, or it alone with "
@@ -104,11 +130,24 @@ def _content(
         ) from exc
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         raise click.ClickException(f"{address.url}: {exc or type(exc).__name__}") from exc
-    if not answer.is_success:
-        raise _refusal(answer.status_code, answer.content, address.url)
-    if answer.headers.get("x-taas-effect") == "pending":
-        click.echo("note: saved; it takes effect as soon as Redis is back.", err=True)
-    return answer.content, address.url
+
+
+def _request(
+    address: Address,
+    method: str,
+    path: tuple[str, ...],
+    query: dict[str, Any] | None,
+    body: dict[str, Any] | None,
+) -> "httpx.Request":
+    import httpx
+
+    return httpx.Request(
+        method,
+        f"{address.url.rstrip('/')}/admin/v1/{'/'.join(quote(step, safe='') for step in path)}",
+        params={name: value for name, value in (query or {}).items() if value is not None},
+        json=body,
+        headers=_headers(method, address.key),
+    )
 
 
 def _headers(method: str, key: str) -> dict[bytes, bytes]:

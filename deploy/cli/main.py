@@ -21,7 +21,7 @@ _COMMANDS: Final = {
     "launcher": (_PROCESSES, "launcher"),
     "billing": (_PROCESSES, "billing"),
     "apply": ("deploy.cli.apply", "apply"),
-    "export": ("deploy.cli.apply", "export"),
+    "export": ("deploy.cli.export", "export"),
     "batch-service": (_PROCESSES, "batch_service"),
     "tenant": ("deploy.cli.tenant", "tenant"),
     "project": ("deploy.cli.project", "project"),

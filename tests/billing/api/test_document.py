@@ -33,6 +33,10 @@ def document(app: FastAPI) -> dict[str, Any]:
     return app.openapi()
 
 
+# Of answers that are no JSON.
+FORMS = {"pdf": "application/pdf", "export": "application/x-ndjson"}
+
+
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
@@ -59,8 +63,8 @@ def test_each_operation_says_its_right_its_answer_and_its_refusals(document: dic
         ids.add(operation["operationId"])
         assert not {"422", "default"} & set(operation["responses"])
         for status, response in operation["responses"].items():
-            if path.endswith("/pdf") and status == "200":
-                assert list(response["content"]) == ["application/pdf"]
+            if status == "200" and (form := FORMS.get(path.rpartition("/")[2])):
+                assert list(response["content"]) == [form]
                 continue
             schema = response["content"]["application/json"]["schema"]
             assert schema, (path, status)
@@ -318,7 +322,7 @@ def test_what_every_operation_answers_is_what_the_document_says(
     every = {operation["operationId"] for _, _, operation in operations(document)}
     # A request that runs needs a gateway, a restart and evidence a worker, a batch its service: all have
     # tests of their own.
-    alone = {"requests_stop", "instances_restart", "evidence_show", "evidence_show_key"}
+    alone = {"requests_stop", "instances_restart", "evidence_show", "evidence_show_key", "usage_export"}
     assert every - ask.succeeded == alone | {
         "batches_show", "batches_cancel", "invoices_pdf", "invoices_give_back",
     }  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy import create_engine, insert
 from billing.api.app import build_app
 from billing.schema.capacity import calibration
 from billing.settings import BillingSettings
+from billing.wire.evidence import make_key
 from deploy.cli.main import main
 
 ADMIN_KEY = "adm-cli-test"
@@ -34,11 +36,20 @@ class _Server(uvicorn.Server):
 
 
 @pytest.fixture
-def admin_url(migrated_database_url: str, valkey_url: str) -> Iterator[str]:
+def signing_key(tmp_path: Path) -> Path:
+    """The file of a new private key."""
+    path = tmp_path / "evidence.key"
+    path.write_text(make_key(), encoding="utf-8")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def admin_url(migrated_database_url: str, valkey_url: str, signing_key: Path) -> Iterator[str]:
     """The URL of an admin API on a fresh database and an emptied Valkey."""
     engine = create_engine(migrated_database_url)
     with redis.Redis.from_url(valkey_url) as client:
-        app = build_app(BillingSettings(admin_key=ADMIN_KEY), engine, client)
+        app = build_app(BillingSettings(admin_key=ADMIN_KEY, evidence_key_file=signing_key), engine, client)
         server = _Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
         thread = threading.Thread(target=server.run)
         thread.start()

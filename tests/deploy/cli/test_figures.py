@@ -1,6 +1,9 @@
 """Tables of figures: usage with a sum, receipts, and the audit's pairs."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +61,24 @@ def test_usage_by_hour_has_a_line_each_and_a_sum(taas: Taas, told: Told, used):
     assert "nothing was used from" in taas("usage").stdout
     assert told("usage", "--by", "tenant", *EVER)["lines"][0]["tenant_name"] == "acme"
     assert "acme" in taas("usage", "--by", "tenant", *EVER).stdout
+
+
+def test_usage_is_exported_and_verified(taas: Taas, used: None, tmp_path: Path) -> None:
+    export, public = tmp_path / "acme.ndjson", tmp_path / "evidence.pub"
+    public.write_text(taas("evidence", "key").stdout)
+    taas("export", "--tenant", "acme", *EVER, "--format", "ndjson", "--out", str(export))
+    verify = [sys.executable, "-m", "deploy.taas_verify", str(export), "--key", str(public)]
+    done = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 entries, 2 receipts, 1 checkpoints" in done.stdout
+    assert "owed for it: 0.000324 USD" in done.stdout
+    export.write_text(export.read_text().replace('"billed_output":50', '"billed_output":51'))
+    done = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert (done.returncode, "request req_1 (position 1): its event part" in done.stdout) == (1, True)
+    assert taas("export", "--tenant", "acme", *EVER).stdout.count("\n") == 6
+    assert "no day is over yet" in taas("checkpoint", "list", "--tenant", "acme").stdout
+    taas("export", "--tenant", "nobody", *EVER, exit_code=1)
+    taas("export", "--tenant", "acme", exit_code=2)
 
 
 def test_what_providers_charge_is_shown_beside_what_tenants_pay(

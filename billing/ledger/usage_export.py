@@ -1,0 +1,177 @@
+"""The export of a tenant's usage: all that is needed to work out its chain, receipts and invoices without us,
+as lines of JSON. It owns their form; `deploy/taas_verify.py` reads them.
+
+It reads some entries at a time, and what it has said it never needs again: entries do not change, and later
+ones are not in it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import Connection, select
+
+from billing.catalogue.price_book import Price, prices_by_id
+from billing.catalogue.tenants import Tenant
+from billing.ledger import checkpoints
+from billing.ledger.chain import (
+    ENTRIES,
+    ENTRY_COLUMNS,
+    PriceDigests,
+    stored_entry,
+)
+from billing.ledger.chain_entry import NO_HASH, canonical, price_document, public_part
+from billing.ledger.checkpoints import Checkpoint
+from billing.schema.chain import usage_chain, usage_chain_head
+from billing.schema.clock import database_now_ms
+from billing.schema.invoices import invoice
+from billing.schema.ledger import ledger_transaction
+
+VERSION: Final = 1
+_ENTRIES_AT_ONCE: Final = 500
+_KINDS: Final = ("uncached_input", "cached_input", "cache_write", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The entries of a tenant's chain that were recorded in [from, until): positions `first` to `last`, after
+    the link with the hash `previous`. There are none if `last` is before `first`.
+    """
+
+    from_ms: int
+    until_ms: int
+    first: int
+    last: int
+    previous: str
+
+
+def span_of(connection: Connection, chain: str, from_ms: int, until_ms: int) -> Span:
+    """What was recorded in [from, until)."""
+    before = _position_before(connection, chain, from_ms)
+    last = max(before, _position_before(connection, chain, until_ms))
+    return Span(from_ms, until_ms, before + 1, last, _hash_at(connection, chain, before))
+
+
+def export_usage(
+    connection: Connection, tenant: Tenant, span: Span, key: Ed25519PrivateKey | None
+) -> Iterator[bytes]:
+    """The lines, each with its line feed. The last link is signed if there is a key. The caller keeps the
+    connection while it reads them.
+    """
+    chain = tenant.tenant_id
+    now_ms = database_now_ms(connection)
+    yield _line("header", {
+        "version": VERSION, "tenant": {"id": chain, "name": tenant.name}, "currency": "USD",
+        "from_ms": span.from_ms, "until_ms": span.until_ms, "exported_ms": now_ms,
+        "first": span.first, "last": span.last, "previous": span.previous,
+    })  # fmt: skip
+    yield from _invoices(connection, chain, span)
+    amount, position, hash_ = 0, span.first - 1, span.previous
+    days = checkpoints.between(connection, chain, span.first - 1, span.last)
+    due = next(days, None)
+    if due is not None and due.position == position:
+        yield _line("checkpoint", due.to_json())
+        due = next(days, None)
+    digests, prices = PriceDigests(), dict[int, Price]()
+    for row in _rows(connection, chain, span):
+        if row["price_id"] is not None and row["price_id"] not in prices:
+            prices |= prices_by_id(connection, [row["price_id"]])
+            yield _line("price", price_document(prices[row["price_id"]]))
+        price = prices.get(row["price_id"])
+        record = _entry(row, price, digests.of(price))
+        amount += int(record["entry"]["amount_picousd"])
+        position, hash_ = row["position"], record["hash"]
+        yield _line("entry", record)
+        if due is not None and due.position == position:
+            yield _line("checkpoint", due.to_json())
+            due = next(days, None)
+    if position:
+        head = Checkpoint(chain=chain, position=position, hash=hash_, at_ms=now_ms)
+        yield _line("checkpoint", (head if key is None else checkpoints.signed(head, key)).to_json())
+    yield _line("end", {"entries": max(0, span.last - span.first + 1), "amount_picousd": str(amount)})
+
+
+def _entry(row: Mapping[Any, Any], price: Price | None, price_digest: str) -> dict[str, Any]:
+    item = stored_entry(row, price_digest)
+    lines = [[account, holder, amount] for account, holder, amount in row["lines"] or ()]
+    said = {
+        "position": row["position"],
+        "chained_ms": row["chained_ms"],
+        "entry": {name: value for name, value in item.facts.items() if value},
+        "event": None if row["request_id"] is None else public_part(row),
+        "internal": item.parts.internal,
+        "postings": lines,
+        "price_id": row["price_id"],
+        "receipt": None if price is None else _receipt(row, price),
+        "parts": row["parts"].hex(),
+        "hash": row["hash"].hex(),
+    }
+    return {name: value for name, value in said.items() if value}
+
+
+def _receipt(row: Mapping[Any, Any], price: Price) -> list[dict[str, Any]]:
+    """A line for each kind of tokens that there are: tokens × price = amount, in pico-dollars."""
+    prompt, cached, written = row["billed_prompt"], row["billed_cached"], row["billed_written"]
+    tokens = (prompt - cached - written, cached, written, row["billed_output"])
+    prices = price.input_picousd, price.cached_input_picousd, price.written_picousd, price.output_picousd
+    return [
+        {"kind": kind, "tokens": count, "picousd": each, "amount_picousd": str(count * each)}
+        for kind, count, each in zip(_KINDS, tokens, prices, strict=True)
+        if count
+    ]
+
+
+def _invoices(connection: Connection, chain: str, span: Span) -> Iterator[bytes]:
+    """Those of periods that end in the span, and those that were issued in it."""
+    of = invoice.c
+    query = select(of.number, of.document, of.sha256, of.key_id, of.signature).where(
+        of.tenant_id == chain,
+        (of.until_ms > span.from_ms) & (of.until_ms <= span.until_ms)
+        | (of.issued_ms >= span.from_ms) & (of.issued_ms < span.until_ms),
+    )
+    for row in connection.execute(query.order_by(of.issued_ms, of.number)):
+        said = {"number": row.number, "sha256": row.sha256, "key": row.key_id, "signature": row.signature}
+        # The document as it was issued, byte for byte: it is canonical JSON.
+        head = canonical({"record": "invoice", **said})
+        yield head[:-1] + b',"document":' + bytes(row.document) + b"}\n"
+
+
+def _rows(connection: Connection, chain: str, span: Span) -> Iterator[Mapping[Any, Any]]:
+    of = usage_chain.c
+    links = select(of.position, of.chained_ms, of.hash, of.parts, *ENTRY_COLUMNS).select_from(
+        usage_chain.join(ENTRIES, ledger_transaction.c.transaction_id == of.transaction_id)
+    )
+    for begins in range(span.first, span.last + 1, _ENTRIES_AT_ONCE):
+        ends = min(span.last, begins + _ENTRIES_AT_ONCE - 1)
+        query = links.where(of.chain == chain, of.position.between(begins, ends)).order_by(of.position)
+        yield from connection.execute(query).mappings().all()
+
+
+def _position_before(connection: Connection, chain: str, moment_ms: int) -> int:
+    """Of the last link before this moment; 0 if there is none. Links are in the order of their moments."""
+    head = select(usage_chain_head.c.position).where(usage_chain_head.c.chain == chain)
+    low, high = 0, connection.execute(head).scalar_one_or_none() or 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _link(connection, chain, middle).chained_ms < moment_ms:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _hash_at(connection: Connection, chain: str, position: int) -> str:
+    found: bytes = _link(connection, chain, position).hash if position else bytes.fromhex(NO_HASH)
+    return found.hex()
+
+
+def _link(connection: Connection, chain: str, position: int) -> Any:
+    """The link at this position, or the first after it where that was removed."""
+    of = usage_chain.c
+    query = select(of.chained_ms, of.hash).where(of.chain == chain, of.position >= position)
+    return connection.execute(query.order_by(of.position).limit(1)).one()
+
+
+def _line(record: str, fields: Mapping[str, Any]) -> bytes:
+    return canonical({"record": record, **fields}) + b"\n"

@@ -1,0 +1,64 @@
+"""`taas export`: what is there, as a file: the state for `taas apply`, or the usage of a tenant."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from deploy.cli.connection import download
+from deploy.cli.moments import BACK, back
+
+
+@click.command()
+@click.option(
+    "--tenant", help="Name or id of a tenant: export its usage. Default: the state for `taas apply`."
+)
+@click.option("--from", "since", metavar="WHEN", help=f"Usage that was recorded then or later: {BACK}.")
+@click.option("--until", metavar="WHEN", help="Usage that was recorded before it. Default: now.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["ndjson"]),
+    default="ndjson",
+    show_default=True,
+    help="The form of usage.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Default: print it."
+)
+def export(tenant: str | None, since: str | None, until: str | None, form: str, out: Path | None) -> None:
+    """Without --tenant: print models, adapters, pools, instances added by hand, and prices as a file for
+    `taas apply`. Keys of instances are not in it: name their files in `key_file` before you apply it
+    elsewhere.
+
+    With --tenant: one file of what was recorded of a tenant, with its chain of hashes, prices, receipts,
+    invoices and signed checkpoints, which `taas-verify` checks without this system.
+
+    \b
+    taas export > state.yaml
+    taas export --tenant acme --from 2026-11-01 --until 2026-12-01 --format ndjson --out acme.ndjson
+    taas-verify acme.ndjson --key evidence.pub
+    """
+    if tenant is None:
+        if since or until:
+            raise click.UsageError("--from and --until are of the usage of a --tenant.")
+        from deploy.desired.export import as_yaml
+        from deploy.desired.present import read
+
+        text = as_yaml(read())
+        if out is None:
+            click.echo(text, nl=False)
+        else:
+            out.write_text(text, encoding="utf-8")
+        return
+    if since is None:
+        raise click.UsageError("Say --from when.")
+    query = {"tenant": tenant, "from": back(since, "--from"), "until": back(until, "--until"), "format": form}
+    if out is None:
+        download(sys.stdout.buffer, "usage", "export", query=query)
+        return
+    # Under another name until it is whole.
+    part = out.with_name(f"{out.name}.part")
+    with part.open("wb") as file:
+        download(file, "usage", "export", query=query)
+    part.replace(out)

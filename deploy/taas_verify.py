@@ -1,0 +1,533 @@
+"""`taas-verify EXPORT --key PUBLIC`: checks an export of a tenant's usage without the system that wrote it.
+
+This one file needs Python 3.11 and the package `cryptography`, nothing else: copy it to where you trust it.
+From the export (`taas export --tenant T --format ndjson`) it works out anew the chain of hashes, the receipt
+of each request and the invoices, to the pico-dollar (10^-12 USD), and checks the signatures with the public
+key. It names whatever differs. Exit status: 0 all is as it was recorded, 1 something differs, 2 wrong usage.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+VERSION = 1
+PICOUSD = 10**12
+CENT = PICOUSD // 100
+PARTS = ("event", "internal", "postings", "price")
+# Hex digits of each part's digest that an export carries, to say which part differs.
+PART_DIGITS = 16
+KINDS = ("uncached_input", "cached_input", "cache_write", "output")
+LINE_CHARS_MAX = 4 * 1024 * 1024
+SHOWN_MAX = 50
+
+
+class NotAnExport(Exception):
+    """The file or the key cannot be used at all."""
+
+
+def canonical(document: Any) -> bytes:
+    """JSON with sorted names and without spaces, in UTF-8."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest(document: Any) -> str:
+    """SHA-256 of the canonical form, in hex."""
+    return hashlib.sha256(canonical(document)).hexdigest()
+
+
+def usd(picousd: int | Fraction) -> str:
+    """An amount for people."""
+    whole, rest = divmod(abs(round(picousd)), PICOUSD)
+    digits = f"{rest:012}".rstrip("0").ljust(2, "0")
+    return f"{'-' if picousd < 0 else ''}{whole:,}.{digits}"
+
+
+def picousd_of(text: str) -> int:
+    """Of a decimal string of USD."""
+    return exact(Fraction(text) * PICOUSD)
+
+
+def exact(amount: Fraction) -> int:
+    """Raises ValueError for what is no whole number."""
+    if amount.denominator != 1:
+        raise ValueError("not a whole number of pico-dollars")
+    return amount.numerator
+
+
+def to_cents(picousd: Fraction | int) -> int:
+    """Whole cents, half to even, in pico-dollars."""
+    return round(Fraction(picousd) / CENT) * CENT
+
+
+def day(moment_ms: int) -> str:
+    """A moment for people."""
+    return datetime.fromtimestamp(moment_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+class Report:
+    """What was checked, and what differs."""
+
+    def __init__(self) -> None:
+        self.checked: Counter[str] = Counter()
+        # In their order, each once.
+        self._differences: dict[str, None] = {}
+        self.notes: list[str] = []
+        self.amount = 0
+
+    def differs(self, what: str) -> None:
+        """Note it once."""
+        self._differences[what] = None
+
+    @property
+    def differences(self) -> list[str]:
+        """What differs, in the order of the export."""
+        return list(self._differences)
+
+    def expect(self, what: str, said: Any, found: Any) -> bool:
+        """Whether both are the same; noted where they are not."""
+        if said != found:
+            self.differs(f"{what}: it says {said}, and is {found}")
+        return bool(said == found)
+
+
+class Signatures:
+    """Ed25519, by one public key."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            key = load_pem_public_key(path.read_bytes())
+        except (OSError, ValueError) as exc:
+            raise NotAnExport(f"{path} holds no public key in PEM: {exc}") from exc
+        if not isinstance(key, Ed25519PublicKey):
+            raise NotAnExport(f"{path} holds no Ed25519 key")
+        self._key = key
+        self.id = hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+    def check(self, what: str, record: dict[str, Any], text: bytes, report: Report) -> bool:
+        """Whether `signature` of the record is of this text."""
+        if record.get("signature") is None:
+            report.differs(f"{what}: it is not signed")
+            return False
+        try:
+            self._key.verify(base64.b64decode(record["signature"], validate=True), text)
+        except (InvalidSignature, ValueError, TypeError):
+            other = f"; it names the key {record.get('key')}" if record.get("key") != self.id else ""
+            report.differs(f"{what}: its signature is not of the key {self.id}{other}")
+            return False
+        return True
+
+
+class Invoices:
+    """The invoices of the export, and what its entries add up to for each."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._documents: list[dict[str, Any]] = []
+        self._own: dict[str, Counter[tuple[Any, ...]]] = {}
+        self._late: dict[str, Counter[tuple[Any, ...]]] = {}
+
+    def take(self, record: dict[str, Any], signatures: Signatures) -> None:
+        """Check a document by itself."""
+        document, number = record["document"], record["number"]
+        what = f"{document['document'].replace('_', ' ')} {number}"
+        self._report.checked["invoices"] += 1
+        self._report.expect(f"{what}: its number", number, document["number"])
+        if self._report.expect(f"{what}: the SHA-256 of its document", record["sha256"], digest(document)):
+            text = b"taas invoice 1\n" + record["sha256"].encode()
+            signatures.check(what, {**record, "key": record.get("key")}, text, self._report)
+        check_sums(what, document, self._report)
+        if document["document"] == "invoice":
+            self._documents.append(document)
+            self._own[number], self._late[number] = Counter(), Counter()
+
+    def add(self, entry: dict[str, Any], event: dict[str, Any], tokens: dict[str, int], price: int) -> None:
+        """An entry of a request with an amount."""
+        contract, class_ = event.get("contract", ""), "batch" if event.get("line") else event["class"]
+        group = event["project"], event["model"], class_, contract, price
+        before = 0
+        for document in self._documents:
+            upto, period = document["ledger_upto"], document["period"]
+            if entry["entry"] <= upto:
+                own = period["from_ms"] <= event["ended_ms"] < period["until_ms"]
+                late = event["ended_ms"] < period["from_ms"] and entry["entry"] > before > 0
+                for wanted, sums in ((own, self._own), (late, self._late)):
+                    if wanted:
+                        sums[document["number"]].update({(*group, kind): tokens[kind] for kind in KINDS})
+            before = max(before, upto)
+
+    def compare(self, header: dict[str, Any]) -> None:
+        """Lines of usage with what the entries add up to, where the export has all of the period."""
+        for number, document in enumerate(self._documents):
+            name, period = document["number"], document["period"]
+            if header["from_ms"] > period["from_ms"] or header["until_ms"] < document["issued_ms"]:
+                self._report.notes.append(
+                    f"invoice {name}: its tokens were not added up, because the export has not all of "
+                    f"{period['name']}"
+                )
+                continue
+            own = [line for line in usage_lines(document) if line["period"] == period["name"]]
+            self._compare(f"invoice {name}", own, self._own[name])
+            late = [line for line in usage_lines(document) if line["period"] != period["name"]]
+            if number:
+                self._compare(f"invoice {name}, late usage", late, self._late[name])
+            elif late:
+                self._report.notes.append(
+                    f"invoice {name}: its late usage was not added up for lack of the invoice before it"
+                )
+
+    def _compare(self, what: str, lines: list[dict[str, Any]], found: Counter[tuple[Any, ...]]) -> None:
+        said: Counter[tuple[Any, ...]] = Counter()
+        for line in lines:
+            names = ("project", "model", "class", "contract", "price_id", "kind")
+            said[tuple(line[name] or "" for name in names)] += line["tokens"]
+        for key in sorted(said.keys() | found.keys(), key=str):
+            project, model, class_, contract, price, kind = key
+            where = f"{what}, {project} {model} {class_} {contract} price {price} {kind}".replace("  ", " ")
+            self._report.expect(f"{where}: its tokens", said[key], found[key])
+            self._report.checked["invoice lines against entries"] += 1
+
+
+def usage_lines(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of tokens."""
+    return [line for line in document["lines"] if line["type"] == "usage"]
+
+
+def check_sums(what: str, document: dict[str, Any], report: Report) -> None:
+    """That lines, sums, tax and total of an invoice follow from each other."""
+    for line, amount in expected_lines(document):
+        where = f"{what}, line {line['line']} ({line['type']})"
+        report.checked["invoice lines"] += 1
+        if amount is not None:
+            report.expect(f"{where}: its exact amount", line["exact"].replace(",", ""), plain(amount))
+        said = picousd_of(line["exact"])
+        if abs(Fraction(picousd_of(line["amount"])) - to_cents(amount if amount is not None else said)):
+            report.differs(f"{where}: {line['amount']} is not {line['exact']} to the cent")
+    if document["document"] == "invoice":
+        given = sum(line["type"] == "discount" for line in document["lines"])
+        report.expect(f"{what}: its lines of discounts", given, sum(map(bool, discounts(document).values())))
+    net = sum(picousd_of(line["amount"]) for line in document["lines"])
+    report.expect(f"{what}: the sum of its lines", document["net"], plain(net))
+    tax = picousd_of(document["tax"])
+    if document["document"] == "invoice":
+        points = document["terms"]["tax"]["basis_points"]
+        owed = to_cents(Fraction(max(0, net) * points, 10_000))
+        report.expect(f"{what}: its tax", document["tax"], plain(owed))
+    report.expect(f"{what}: its total", document["total"], plain(net + tax))
+    paid = sum(picousd_of(each["amount"]) for each in document.get("credits", ()))
+    report.expect(f"{what}: what is due", document["due"], plain(net + tax - paid))
+
+
+def plain(picousd: int | Fraction) -> str:
+    """An amount as documents write it."""
+    return usd(picousd).replace(",", "")
+
+
+def discounts(document: dict[str, Any]) -> dict[str, Fraction]:
+    """What is taken off by volume, by the amount above which: each tier of what is above it, to the next."""
+    used = usage_lines(document)
+    usage = sum((line["tokens"] * price_of(line["price"]) for line in used), Fraction(0))
+    tiers = sorted(document["terms"].get("tiers", ()), key=lambda tier: picousd_of(tier["above"]))
+    ends = [*(Fraction(picousd_of(tier["above"])) for tier in tiers[1:]), usage]
+    return {
+        tier["above"]: -max(Fraction(0), min(usage, end) - picousd_of(tier["above"])) * tier["percent"] / 100
+        for tier, end in zip(tiers, ends, strict=False)
+    }
+
+
+def expected_lines(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Fraction | None]]:
+    """Each line with its exact amount in pico-dollars; None where only the document says it."""
+    lines, off = document["lines"], discounts(document)
+    charged = ("usage", "discount", "capacity")
+    spent = sum(picousd_of(line["amount"]) for line in lines if line["type"] in charged)
+    for line in lines:
+        amount: Fraction | None = None
+        if line["type"] == "usage":
+            amount = Fraction(line["tokens"]) * price_of(line["price"])
+        elif line["type"] == "discount":
+            amount = off.get(line["above"], Fraction(0))
+        elif line["type"] == "capacity":
+            each = picousd_of(line["price_per_unit_hour"]) * (line["until_ms"] - line["from_ms"])
+            amount = Fraction(line["milliunits_per_second"] * each, 1_000 * 3_600_000)
+        elif line["type"] == "sla_credit":
+            each = picousd_of(line["price_per_unit_hour"]) * line["percent"]
+            amount = -Fraction(line["milliunits_short"] * each, 1_000 * 3_600 * 100)
+        elif line["type"] == "commitment":
+            amount = Fraction(picousd_of(line["committed"]) - spent)
+        yield line, amount
+
+
+def price_of(text: str) -> Fraction:
+    """Pico-dollars of a token, of a price in USD per million tokens."""
+    return Fraction(text) * PICOUSD / 10**6
+
+
+class Chain:
+    """The entries, one after the other."""
+
+    def __init__(self, header: dict[str, Any], report: Report, invoices: Invoices) -> None:
+        self._report = report
+        self._invoices = invoices
+        self._tenant = header["tenant"]["id"]
+        self.position: int = header["first"] - 1
+        self.hash: str = header["previous"]
+        # As it follows from the entry itself, where that differs from what the export says.
+        self._expected = ""
+        self._prices: dict[int, dict[str, Any]] = {}
+        self._digests: dict[int, str] = {}
+
+    def price(self, record: dict[str, Any]) -> None:
+        """A price that later entries name."""
+        self._report.checked["prices"] += 1
+        self._prices[record["price_id"]] = record
+        self._digests[record["price_id"]] = digest({k: v for k, v in record.items() if k != "record"})
+
+    def add(self, record: dict[str, Any]) -> None:
+        """The next entry."""
+        report, facts = self._report, record["entry"]
+        event, lines, price = record.get("event"), record.get("postings", []), record.get("price_id")
+        name = facts.get("request_id") or f"{facts.get('kind')} {facts.get('subject')}"
+        what = f"request {name} (position {record['position']})"
+        report.checked["entries"] += 1
+        if record["position"] != self.position + 1:
+            report.differs(f"{what}: it follows position {self.position}")
+        digests = {
+            "event": digest(event) if event else "",
+            "internal": record.get("internal", ""),
+            "postings": digest({"lines": lines}) if lines else "",
+            "price": self._digests.get(price, "unknown") if price else "",
+        }
+        document = {
+            "chain": self._tenant, "position": record["position"], "chained_ms": record["chained_ms"],
+            **facts, **digests,
+        }  # fmt: skip
+        text = canonical({key: value for key, value in document.items() if value})
+        befores = [each for each in (self.hash, self._expected) if each]
+        hashes = [hashlib.sha256(before.encode() + b"\n" + text).hexdigest() for before in befores]
+        different = parts_that_differ(record["parts"], digests)
+        for part in different:
+            report.differs(f"price {price}: it is not as it was recorded" if part == "price" else
+                           f"{what}: its {part} part is not as it was recorded")  # fmt: skip
+        moved = record["hash"] not in hashes
+        if moved and not different:
+            report.differs(f"{what}: its place, moment, pricing or amount is not as it was recorded")
+        self._expected = hashes[0] if moved else ""
+        self.position, self.hash = record["position"], record["hash"]
+        if event and event.get("request_id") != facts.get("request_id"):
+            report.differs(f"{what}: its event is of request {event.get('request_id')}")
+        self._receipt(what, record)
+
+    def _receipt(self, what: str, record: dict[str, Any]) -> None:
+        """Tokens by kind × price = amount, which its postings move."""
+        report, facts, lines = self._report, record["entry"], record.get("postings", [])
+        amount = int(facts["amount_picousd"])
+        report.amount += amount
+        report.expect(f"{what}: the sum of its postings", 0, sum(int(line[2]) for line in lines))
+        owed = sum(int(line[2]) for line in lines if line[:2] == ["receivable", self._tenant])
+        report.expect(f"{what}: its amount, by what is posted to its tenant", amount, owed)
+        if facts.get("pricing") != "priced":
+            report.expect(f"{what}: its amount, as it has no price", amount, 0)
+            return
+        price = self._prices.get(record.get("price_id", 0))
+        if price is None:
+            report.differs(f"{what}: the export lacks its price {record.get('price_id')}")
+            return
+        report.checked["receipts"] += 1
+        tokens, prices = billed(record["event"]), prices_of(price)
+        total = 0
+        receipt = {line["kind"]: line for line in record["receipt"]}
+        for kind in KINDS:
+            line = receipt.pop(kind, {"tokens": 0, "picousd": prices[kind], "amount_picousd": "0"})
+            said = line["tokens"], line["picousd"], int(line["amount_picousd"])
+            found = tokens[kind], prices[kind], tokens[kind] * prices[kind]
+            report.expect(f"{what}: {kind} of its receipt (tokens, price, amount)", said, found)
+            total += found[2]
+        report.expect(f"{what}: other lines of its receipt", sorted(receipt), [])
+        report.expect(f"{what}: its amount, by tokens and price {price['price_id']}", amount, total)
+        self._invoices.add(facts, record["event"], tokens, price["price_id"])
+
+
+def parts_that_differ(said: str, digests: dict[str, str]) -> list[str]:
+    """Which parts of an entry are not those of which the export has the first digits."""
+    return [
+        part
+        for number, part in enumerate(PARTS)
+        if said[number * PART_DIGITS :][:PART_DIGITS] != (digests[part] or "0" * PART_DIGITS)[:PART_DIGITS]
+    ]
+
+
+def billed(event: dict[str, Any]) -> dict[str, int]:
+    """The billed tokens of an event by kind."""
+    prompt, cached, written, output = (
+        event.get(f"billed_{name}", 0) for name in ("prompt", "cached", "written", "output")
+    )
+    return {
+        "uncached_input": prompt - cached - written, "cached_input": cached, "cache_write": written,
+        "output": output,
+    }  # fmt: skip
+
+
+def prices_of(price: dict[str, Any]) -> dict[str, int]:
+    """Pico-dollars of a token of each kind."""
+    return {
+        "uncached_input": price["input_picousd"], "cached_input": price["cached_input_picousd"],
+        "cache_write": price.get("cache_write_picousd", price["input_picousd"]),
+        "output": price["output_picousd"],
+    }  # fmt: skip
+
+
+class Verification:
+    """One export, read line by line."""
+
+    def __init__(self, signatures: Signatures) -> None:
+        self.report = Report()
+        self.header: dict[str, Any] = {}
+        self._signatures = signatures
+        self._invoices = Invoices(self.report)
+        self._chain: Chain | None = None
+        self._signed_upto: tuple[int, str] = (0, "")
+        self._ended = False
+
+    def take(self, record: dict[str, Any]) -> None:
+        """The next record."""
+        kind = record["record"]
+        if self._chain is None:
+            if kind != "header" or record["version"] != VERSION:
+                raise NotAnExport(f"it does not begin with the header of an export of version {VERSION}")
+            self.header = record
+            self._chain = Chain(record, self.report, self._invoices)
+        elif self._ended:
+            self.report.differs("there are records after the end")
+        elif kind == "entry":
+            self._chain.add(record)
+        elif kind == "price":
+            self._chain.price(record)
+        elif kind == "checkpoint":
+            self._checkpoint(record, self._chain)
+        elif kind == "invoice":
+            self._invoices.take(record, self._signatures)
+        elif kind == "end":
+            self._end(record, self._chain)
+        else:
+            self.report.notes.append(f"records of the kind {kind!r} are not known here and were not checked")
+
+    def _checkpoint(self, record: dict[str, Any], chain: Chain) -> None:
+        document = record["checkpoint"]
+        when = document.get("day") or f"of {day(document['at_ms'])}"
+        what = f"checkpoint {when}"
+        self.report.checked["checkpoints"] += 1
+        self.report.expect(f"{what}: its tenant", document["tenant"], self.header["tenant"]["id"])
+        if document["position"] == chain.position:
+            self.report.expect(f"{what}: the hash of position {chain.position}", document["hash"], chain.hash)
+        else:
+            self.report.differs(f"{what}: it is of position {document['position']}, after {chain.position}")
+        text = b"taas usage checkpoint 1\n" + canonical(document)
+        if self._signatures.check(what, record, text, self.report):
+            self._signed_upto = document["position"], document["hash"]
+
+    def _end(self, record: dict[str, Any], chain: Chain) -> None:
+        self._ended = True
+        self.report.expect("end: its number of entries", record["entries"], self.report.checked["entries"])
+        self.report.expect(
+            "end: its amount in pico-dollars", int(record["amount_picousd"]), self.report.amount
+        )
+        self.report.expect("end: the last position", self.header["last"], chain.position)
+
+    def finish(self) -> None:
+        """After the last record."""
+        if self._chain is None:
+            raise NotAnExport("it is empty")
+        if not self._ended:
+            self.report.differs("the export is cut off: it has no end")
+        if self._chain.position and self._signed_upto != (self._chain.position, self._chain.hash):
+            self.report.differs(
+                f"no signed checkpoint covers the entries up to position {self._chain.position}"
+            )
+        self._invoices.compare(self.header)
+
+
+def records(path: Path, report: Report) -> Iterator[dict[str, Any]]:
+    """The lines of the export; what is no record is noted."""
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            number = 0
+            while line := file.readline(LINE_CHARS_MAX):
+                number += 1
+                try:
+                    record = json.loads(line)
+                    if not isinstance(record["record"], str):
+                        raise TypeError
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    report.differs(f"line {number}: it is no record")
+                    continue
+                yield record
+    except (OSError, UnicodeDecodeError) as exc:
+        raise NotAnExport(f"{path} cannot be read: {exc}") from exc
+
+
+def verify(path: Path, key: Path) -> Verification:
+    """Read and check an export. Raises NotAnExport."""
+    verification = Verification(Signatures(key))
+    report = verification.report
+    for record in records(path, report):
+        try:
+            verification.take(record)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as exc:
+            where = f" (position {record['position']})" if "position" in record else ""
+            report.differs(
+                f"a record {record['record']}{where} is not as it must be: {type(exc).__name__}: {exc}"
+            )
+    verification.finish()
+    return verification
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="taas-verify", description=(__doc__ or "").split("\n\n", 1)[1],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument(
+        "export", type=Path, metavar="EXPORT", help="what `taas export --format ndjson` wrote"
+    )
+    parser.add_argument("--key", type=Path, required=True, metavar="PUBLIC", help="the public key (PEM)")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    given = parser.parse_args()
+    try:
+        verification = verify(given.export, given.key)
+    except NotAnExport as exc:
+        parser.exit(2, f"taas-verify: {exc}\n")
+    report, header = verification.report, verification.header
+    if given.json:
+        print(json.dumps({
+            "good": not report.differences, "tenant": header["tenant"]["id"], "from_ms": header["from_ms"],
+            "until_ms": header["until_ms"], "checked": report.checked, "amount": plain(report.amount),
+            "differences": report.differences, "notes": report.notes,
+        }, indent=2))  # fmt: skip
+        sys.exit(1 if report.differences else 0)
+    print(f"usage of {header['tenant']['name']} ({header['tenant']['id']}) that was recorded from "
+          f"{day(header['from_ms'])} to {day(header['until_ms'])} UTC")  # fmt: skip
+    print("checked: " + ", ".join(f"{count:,} {what}" for what, count in report.checked.items()))
+    print(f"owed for it: {usd(report.amount)} USD")
+    for note in report.notes:
+        print(f"note: {note}")
+    for difference in report.differences[:SHOWN_MAX]:
+        print(f"DIFFERS: {difference}")
+    if len(report.differences) > SHOWN_MAX:
+        print(f"and {len(report.differences) - SHOWN_MAX:,} more")
+    print("not as it was recorded" if report.differences else
+          f"good: all is as it was recorded and signed by the key {verification._signatures.id}")  # fmt: skip
+    sys.exit(1 if report.differences else 0)
+
+
+if __name__ == "__main__":
+    main()
