@@ -1,6 +1,7 @@
 """Bad input gets a 4xx in the one shape of an error, whatever it is; FastAPI's own shapes never show."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing.api.buffered_body import BODY_BYTES_MAX
+from billing.api.rights import RIGHTS
 from tests.examples import examples
 
 Make = Callable[..., dict[str, Any]]
@@ -61,14 +63,71 @@ def test_each_write_refuses_bodies_that_are_no_objects(admin: TestClient):
             assert refused(answer, 400), (path, name)
 
 
-def test_fault_21_each_write_refuses_fields_it_does_not_know(admin: TestClient):
-    for method, path in WRITES:
+NAMED = {"name": "m", "pool": "m", "tenant": "acme", "number": "INV-000001", "percent": "1"}
+
+
+def test_fault_21_each_write_refuses_fields_it_does_not_know(admin: TestClient, api_document: dict[str, Any]):
+    bodies = 0
+    for route in RIGHTS:
+        method, template = route.split(" ", 1)
+        path = template.replace(":path}", "}")
+        if "requestBody" not in api_document["paths"].get(path, {}).get(method.lower(), {}):
+            continue
+        url = re.sub(r"\{(\w+)\}", lambda found: NAMED.get(found[1], "x"), path)
+        bodies += 1
         for field in ("role", "tenant_id", "spend", "hash", "__proto__"):
-            error = refused(admin.request(method, f"/admin/v1/{path}", json={field: 1}), 400)
-            assert error["code"] in {"unknown_parameter", "missing_parameter"}, (path, field)
-    for path in ("tenants/acme", "models/m"):
-        error = refused(admin.patch(f"/admin/v1/{path}", json={"role": "admin"}), 400)
-        assert (error["code"], error["param"]) == ("unknown_parameter", "role")
+            # What a role is to an admin key, `tenant_id` is to a tenant.
+            if field == "role" and path == "/admin/v1/admin-keys":
+                continue
+            error = refused(admin.request(method, url, json={field: 1}), 400)
+            assert error["code"] in {"unknown_parameter", "missing_parameter"}, (path, field, error)
+            if method == "PATCH" and path != "/admin/v1/projects/{project}":
+                assert error["code"] == "unknown_parameter" or path.endswith("adapters/{name}"), path
+    assert bodies > 35
+
+
+def test_fault_21_no_body_has_room_for_fields_that_it_does_not_name(api_document: dict[str, Any]):
+    schemas = api_document["components"]["schemas"]
+    seen: set[str] = set()
+
+    def walk(schema: dict[str, Any], place: str) -> None:
+        name = schema.get("$ref", "").rpartition("/")[2]
+        if name and name not in seen:
+            seen.add(name)
+            walk(schemas[name], name)
+        if "properties" in schema or schema.get("type") == "object":
+            assert schema.get("additionalProperties", True) is not True, place
+        inner = [*schema.get("properties", {}).values(), *schema.get("anyOf", ()), *schema.get("oneOf", ())]
+        for each in [*inner, schema.get("items", {}), schema.get("additionalProperties", {})]:
+            if isinstance(each, dict) and each:
+                walk(each, place)
+
+    for path, operations in api_document["paths"].items():
+        for operation in operations.values():
+            if "requestBody" in operation:
+                walk(operation["requestBody"]["content"]["application/json"]["schema"], path)
+    assert len(seen) > 35
+
+
+NEGATIVE = [
+    ("POST", "prices", {"model": "m", "input": "-1", "output": "1"}, "input"),
+    ("POST", "prices", {"model": "m", "input": "1", "output": "-1"}, "output"),
+    ("POST", "prices", {"model": "m", "input": "1", "cached_input": "-0.1", "output": "1"}, "cached_input"),
+    ("POST", "prices", {"model": "m", "input": "1", "cache_write": "-1", "output": "1"}, "cache_write"),
+    ("POST", "cost-prices", {"model": "m", "input": "-1", "output": "1"}, "input"),
+    ("PUT", "budgets", {"tenant": "acme", "usd": "-1", "per": "day"}, "usd"),
+    ("POST", "credits", {"tenant": "acme", "usd": "-5"}, "usd"),
+    ("POST", "machines", {"pool": "m", "usd_per_hour": "-2"}, "usd_per_hour"),
+    ("POST", "makers", {"model": "m", "maker": "lab", "input": "-1", "output": "1"}, "input"),
+]
+
+
+def test_fault_21_no_price_and_no_amount_is_negative(admin: TestClient):
+    for method, path, body, param in NEGATIVE:
+        error = refused(admin.request(method, f"/admin/v1/{path}", json=body), 400)
+        assert error["param"] == param, (path, error)
+    for noun in ("prices", "cost-prices", "budgets", "credits", "machines"):
+        assert admin.get(f"/admin/v1/{noun}").json()["data"] == [], noun
 
 
 def test_a_body_of_another_type_is_refused(admin: TestClient):
