@@ -9,13 +9,16 @@ that differ are refused.
 import hashlib
 import hmac
 from collections.abc import Awaitable, Iterable
+from typing import Final
 
+from billing.wire.secret_forms import ADMIN_KEY_PREFIX
 from billing.wire.value import Value
 from gateway.catalogue.entries import ApiKey, Model, Tenant
 from gateway.catalogue.feed import Catalogue
 from gateway.errors import AuthenticationFailed, DependencyUnavailable, ModelNotFound, PermissionDenied
 
 KEY_BYTES_MAX = 256
+_ADMIN_KEY: Final = ADMIN_KEY_PREFIX.encode()
 
 
 class Caller(Value, frozen=True):
@@ -53,7 +56,7 @@ class Caller(Value, frozen=True):
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The one key that the headers present. Raises AuthenticationFailed when there is none, more than one,
-    or not a key at all.
+    or not a key at all; PermissionDenied for an admin key, by its form, whether or not it is one.
     """
     bearer: bytes | None = None
     api_key: bytes | None = None
@@ -76,6 +79,8 @@ def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         or not found.decode("ascii").isprintable()
     ):
         raise AuthenticationFailed
+    if found.startswith(_ADMIN_KEY):
+        raise PermissionDenied("An admin key serves no requests to models; use an API key of a tenant.")
     return found
 
 

@@ -50,11 +50,24 @@ def test_fault_17_every_bad_key_gets_the_same_answer(
     assert answer.json()["error"]["message"] == "Incorrect API key provided."
 
 
-def test_fault_17_an_expired_key_is_no_key(catalogue: Catalogue, start_gateway: StartGateway) -> None:
+def test_fault_17_an_expired_key_is_no_key_and_fault_20_an_admin_key_is_no_tenants(
+    catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
     key = catalogue.key(catalogue.tenant("ten_a"), expires_at_ms=1)
     gateway = start_gateway()
     with gateway.client(key) as client:
         assert client.get("/v1/models").status_code == 401
+    for method, path in (
+        ("GET", "models"),
+        ("POST", "chat/completions"),
+        ("POST", "messages"),
+        ("GET", "files"),
+    ):
+        for name, value in (("authorization", "Bearer {}"), ("x-api-key", "{}")):
+            headers = {name: value.format("sk-admin-" + "a" * 43)}
+            answer = plain_http.request(method, f"{gateway.url}/v1/{path}", headers=headers, json={})
+            assert (answer.status_code, path) == (403, path), answer.text
+            assert "use an API key" in answer.json()["error"]["message"]
 
 
 def test_fault_14_unknown_and_not_yours_cannot_be_told_apart(
