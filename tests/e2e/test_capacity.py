@@ -171,6 +171,13 @@ def test_the_minute_of_a_contract_is_shown_to_its_tenant_alone(stack: Stack, sol
         assert minute["contract"] == sold.contract
         assert (minute["refused"], float(minute["shortfall"])) == (0, 0)
     assert minutes(stack.key) == []
+    # The same by the hour, as economics have it: a unit-hour is 3,600 units.
+    used = sum(float(minute["used"]) for minute in minutes(sold.key))
+    report = json.loads(stack.taas("economics", "--by", "contract", "--from", "2h", "--json"))
+    (line,) = (each for each in report["lines"] if each["contract"] == sold.contract)
+    assert float(line["commitment"]["used_commitment"]) * 3600 == pytest.approx(used, abs=0.01)
+    assert float(line["unit_hours"]["used"]) * 3600 == pytest.approx(used, abs=0.01)
+    assert float(line["commitment"]["utilization_percentage"]) < 100
 
 
 class Flex:

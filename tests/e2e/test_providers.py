@@ -217,6 +217,29 @@ def test_bill_cost_and_margin_of_a_mix_are_what_they_are_by_hand(shop: Shop) -> 
         )  # fmt: skip
 
 
+def test_economics_know_what_tenants_pay_and_providers_charge(shop: Shop) -> None:
+    """For each model, of all tenants, what usage says; and nothing of it is earned by machines."""
+
+    def told(*words: str) -> Any:
+        return json.loads(shop.stack.taas(*words, "--from", "1h", "--json"))["lines"]
+
+    with shop.openai() as chat:
+        chat.chat.completions.create(model="openai", messages=SAID, max_tokens=5)
+
+    def agree() -> bool:
+        usage = {each["model"]: (each["amount"], each["cost"]) for each in told("usage", "--by", "model")}
+        lines = {
+            each["model"]: each for each in told("economics", "--by", "model") if each["model"] in ROUTES
+        }
+        return bool(lines) and all(
+            (each["revenue_tokens"], each["cost_providers"]) == usage[name]
+            and (each["unit_hours"]["used"], each["machine_hours"]) == ("0", "0")
+            for name, each in lines.items()
+        )
+
+    wait_until(agree, "economics that agree with usage", 20)
+
+
 def usage_of(shop: Shop, tenant: str) -> Any:
     return json.loads(shop.stack.taas("usage", "--tenant", tenant, "--by", "day,model", "--json"))
 
