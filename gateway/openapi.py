@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gateway.errors import IDEMPOTENCY_KEY
 from gateway.request import AnswerForm, RouteSpec, ServiceTier
 from gateway.routes import ROUTES
 
@@ -15,6 +16,15 @@ _ERRORS = {
     "429": "A limit is reached; see retry-after-ms and x-should-retry",
     "502": "The engine broke its protocol",
     "503": "No instance, or quota state out of reach",
+}
+
+
+_IDEMPOTENCY: dict[str, Any] = {
+    "name": IDEMPOTENCY_KEY,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x21-\x7e]+$"},
+    "description": "Of all requests of the account under one key, in 24 hours, one is carried out.",
 }
 
 
@@ -42,6 +52,7 @@ def _operation(route: RouteSpec) -> dict[str, Any]:
         "operationId": route.name.value,
         "tags": ["inference"],
         "security": [{"bearer": []}, {"x-api-key": []}],
+        "parameters": [_IDEMPOTENCY] if route.metered else [],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": responses,
     }

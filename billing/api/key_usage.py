@@ -17,7 +17,9 @@ from billing.api.usage_answers import UsedTokens
 from billing.catalogue import api_keys, budgets, limits, tenants
 from billing.catalogue.budget_periods import Per, period_of
 from billing.catalogue.budgets import Budget
+from billing.catalogue.money import ZERO, Money
 from billing.contracts import store
+from billing.invoices import credits
 from billing.ledger.usage_report import UsageLine, report_usage
 from billing.wire.dimensions import Dimension
 from billing.wire.limits import FIELDS, LimitEntry
@@ -61,8 +63,18 @@ class OwnBudget(BudgetState):
     of: Of
 
 
+class CreditLeft(Answer):
+    """A prepaid credit of the tenant that invoices have not used up. `expires_ms` null: never."""
+
+    credit: str
+    left: Usd
+    expires_ms: Ms | None
+
+
 class KeyUsage(Answer):
-    """`used` in this month of the tenant's time zone, [from, until), by requests that have ended."""
+    """`used` in this month of the tenant's time zone, [from, until), by requests that have ended.
+    `projected`: what the tenant will owe for them at the end of the month, if it goes on as so far.
+    """
 
     tenant: str
     project: str
@@ -71,8 +83,10 @@ class KeyUsage(Answer):
     from_ms: Ms
     until_ms: Ms
     used: UsedOf
+    projected: Usd
     limits: list[OwnLimit]
     budgets: list[OwnBudget]
+    credits: list[CreditLeft]
 
 
 @router.get("/{key_id}/usage", response_model=KeyUsage)
@@ -85,11 +99,14 @@ def show_usage(key_id: KeyPath, control: Control) -> dict[str, Any]:
         tenant = tenants.find(connection, key.tenant_id)
         now_ms = store.now_ms(connection)
         from_ms, until_ms = period_of(Per.MONTH, now_ms, tenant.time_zone)
+        assert until_ms is not None
         lines = report_usage(
             connection, tenant=tenant.tenant_id, by=(Dimension.PROJECT, Dimension.KEY), from_ms=from_ms
         ).lines
         entries = limits.table_of(connection, [tenant.tenant_id]).entries
         own = budgets.of_tenants(connection, [tenant.tenant_id]).get(tenant.tenant_id, [])
+        prepaid = credits.of_tenant(connection, tenant.tenant_id)
+    owed = UsageLine.added_up(lines).amount
     return {
         "tenant": tenant.tenant_id,
         "project": key.project_id,
@@ -102,6 +119,7 @@ def show_usage(key_id: KeyPath, control: Control) -> dict[str, Any]:
             "project": _used(line for line in lines if line.group["project"] == key.project_id),
             "key": _used(line for line in lines if line.group["key"] == key_id),
         },
+        "projected": str(Money(owed.picousd * (until_ms - from_ms) // max(1, now_ms - from_ms))),
         "limits": [
             {"of": of, "model": model, **entries[tenant.tenant_id, owner, model]}
             for of, owner in (("tenant", None), ("key", key_id))
@@ -111,6 +129,11 @@ def show_usage(key_id: KeyPath, control: Control) -> dict[str, Any]:
             _budget(each, now_ms)
             for each in sorted(own, key=_widest_first)
             if each.covers(key.project_id, key_id)
+        ],
+        "credits": [
+            {"credit": each.credit, "left": str(each.left(now_ms)), "expires_ms": each.expires_ms}
+            for each in prepaid
+            if each.left(now_ms) != ZERO
         ],
     }
 

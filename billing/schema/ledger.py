@@ -162,6 +162,9 @@ usage_hour = Table(
     ),
     Column("amount_picousd", Numeric(38, 0), nullable=False),
     Index(None, "hour"),
+    # The key of the table has the tenant first and the hour after all names: a tenant's month would be read
+    # past all its other months.
+    Index(None, "tenant", "hour"),
 )  # fmt: skip
 
 

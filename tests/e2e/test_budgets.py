@@ -194,6 +194,7 @@ def test_a_caller_sees_what_it_has_used_and_may_use(shop: Shop) -> None:
     shop.budget("--tenant", tenant, "--usd", "5", "--per", "month")
     shop.budget("--key", other["key_id"], "--usd", "1", "--per", "day")
     stack.admin("PUT", "limits", tenant=tenant, model="*", requests_per_minute=600)
+    credit = json.loads(stack.taas("credit", "grant", "--tenant", tenant, "--usd", "5", "--json"))
     for each in (key, key, other["key"]):
         with shop.client(each) as client:
             client.chat.completions.create(**ASKED)
@@ -211,6 +212,8 @@ def test_a_caller_sees_what_it_has_used_and_may_use(shop: Shop) -> None:
         ("tenant", "month", "5.00"), ("key", "day", "1.00"),
     ]  # fmt: skip
     assert Decimal(seen["budgets"][0]["spent"]) == spent
+    assert Decimal(seen["projected"]) >= spent
+    assert seen["credits"] == [{"credit": credit["credit"], "left": "5.00", "expires_ms": None}]
     assert [(each["of"], each["requests_per_minute"]) for each in seen["limits"]] == [("tenant", 600)]
     with stack.gateway.client(key) as client:
         assert [each["of"] for each in client.get("/v1/usage/me").json()["budgets"]] == ["tenant"]
