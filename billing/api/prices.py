@@ -166,10 +166,10 @@ def take_list(body: NewPrices, control: Control, response: Response) -> dict[str
         requests = sample(connection, names, body.sample)
     with control.changing(response) as connection:
         before = read_price_book(connection, names)
-        made = [
-            _set(connection, control, each, confirmed=body.confirmed or body.dry_run) for each in body.prices
-        ]
-        rated = rate(requests, before, read_price_book(connection, names), made[-1].price.valid_from_ms)
+        confirmed = body.confirmed or body.dry_run
+        made = [_set(connection, control, each, confirmed=confirmed) for each in body.prices]
+        at_ms = max(each.price.valid_from_ms for each in made)
+        rated = rate(requests, before, read_price_book(connection, names), at_ms)
         if body.dry_run:
             connection.rollback()
     return {
