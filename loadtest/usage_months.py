@@ -353,14 +353,18 @@ class Killer(threading.Thread):
 
 def cpu_s(store: Store) -> float:
     """What billing and PostgreSQL have used."""
+    own = [part.child.pid for part in store.billings if part.child is not None]
+    mains = [psutil.Process(pid) for pid in own]
+    mains += [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "postgres" and str(store.folder) in " ".join(process.info["cmdline"] or ())
+    ]
     total = 0.0
-    for process in psutil.process_iter(["name", "cmdline"]):
-        words = " ".join(process.info["cmdline"] or ())
-        ours = any(part.child is not None and part.child.pid == process.pid for part in store.billings)
-        if ours or (process.info["name"] == "postgres" and "usage_months" in words):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
+    for process in [each for main in mains for each in (main, *main.children(recursive=True))]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
     return total
 
 

@@ -1,4 +1,4 @@
-"""Generated months of usage with kills of billing and its stores: nothing is lost, nothing is billed twice."""
+"""Generated months of usage with kills of billing and its stores: nothing is lost, nothing billed twice."""
 
 import subprocess
 import sys
