@@ -61,7 +61,7 @@ def _lately(
     groups: defaultdict[tuple[str, str], list[Used]] = defaultdict(list)
     away: defaultdict[str, list[Used]] = defaultdict(list)
     for each in used:
-        if each.units_mu:
+        if each.units_mu or each.cost_makers:
             groups[each.contract, each.use].append(each)
         elif each.revenue_providers or each.cost_providers:
             away[each.use].append(each)
@@ -69,6 +69,8 @@ def _lately(
     asked: dict[str, Asked] = {}
     shared: list[Asked] = []
     for (contract, use), some in sorted(groups.items()):
+        if not any(each.units_mu for each in some):
+            continue
         if contract and signed.get(contract):
             asked[contract] = _asked(use, some, Fraction(1000, signed[contract]), most=Fraction(1))
         elif not contract:

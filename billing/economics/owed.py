@@ -100,7 +100,7 @@ def maker_shares(connection: Connection, edges_ms: Sequence[int]) -> dict[tuple[
     """What is owed to models' makers by tenant, model, contract and month, in pico-dollars."""
     sums: defaultdict[tuple[str, str, str, int], Fraction] = defaultdict(Fraction)
     for month, (from_ms, until_ms) in enumerate(pairwise(edges_ms)):
-        for each in makers.owed(connection, from_ms, until_ms):
+        for each in makers.owed(connection, from_ms, -(-until_ms // HOUR_MS) * HOUR_MS):
             sums[each.tenant, each.model, each.contract, month] += each.exact
     return {group: round(exact) for group, exact in sums.items()}
 

@@ -13,8 +13,10 @@ from billing.catalogue import tenants
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import set_price
 from billing.contracts import lifecycle, store
+from billing.invoices import makers
 from billing.invoices.close import close
 from billing.invoices.lines import Terms, Tier
+from billing.invoices.makers import MakerTerms
 from billing.invoices.terms import set_capacity_price, set_terms
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.schema.capacity import contract_minute
@@ -37,7 +39,8 @@ NOVEMBER = {"from": "2025-11-01", "until": "2025-12-01"}
 def november(database: Engine, admin: TestClient) -> str:
     """Two machines of 1,000 units/s, for 4 USD an hour and from the 16th on for 5; one of them is research's
     from the 21st on. Acme has a contract of 500 units/s from the 15th on, with an hour's evidence, and asks
-    beside it. A unit-hour of it costs 0.01 USD, of which twice is given back. Returns the contract's id.
+    beside it. A unit-hour of it costs 0.01 USD, of which twice is given back. The model's maker gets a
+    quarter from the 16th on. Returns the contract's id.
     """
     with database.begin() as connection:
         shop = furnish(connection)
@@ -49,6 +52,8 @@ def november(database: Engine, admin: TestClient) -> str:
         )
         contract = lifecycle.sign(connection, draft.contract_id, now_ms=starts_ms).contract_id
         set_capacity_price(connection, store.find(connection, contract), "0.01", 200, starts_ms, starts_ms)
+        maker = MakerTerms(model=POOL, maker="lab", from_ms=ms("2025-11-16"), share_basis_points=2500)
+        makers.set_terms(connection, maker)
         take(connection, 1, ms("2025-11-21"), ms("2025-12-02"), state="released")
         minute = {"assigned_mu": 30_000_000, "borrowed_mu": 0, "refused": 0, "cut_mu": 0}
         connection.execute(insert(contract_minute), [
@@ -89,7 +94,8 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
     20,000 × 4 = 720,000 units, 200 unit-hours: 150 more than was lent. Idle are 1,200,000 − 192,000 − 150.
     Revenue: 1 × 2 + 0.2 × 8 = 3.60 and 0.64 × 2 + 0.02 × 8 = 1.44 USD: 5.04 at list prices, 0.0072 an hour.
     The contract's capacity is 1,920 USD, less 2 × 0.01 for the 7,200 units, 2 unit-hours, that were missing:
-    1,925 in all. All 1,440,000 unit-hours at list prices would be 10,368 USD; 1,925 are 18.57 % of that.
+    1,925 in all. The maker gets a quarter of bolt's, 0.36 USD. All 1,440,000 at list prices would be
+    10,368 USD; 1,925 are 18.57 % of that.
     """
     report = ask(admin, by="quarter,use")
     assert [(line["quarter"], line["use"]) for line in report["lines"]] == [
@@ -97,8 +103,8 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
     ]  # fmt: skip
     external, research = report["lines"]
     total = report["total"]
-    assert (external["cost"], research["cost"], total["cost"]) == ("5280.00", "1200.00", "6480.00")
-    assert (total["revenue"], total["margin"]) == ("1925.00", "-4555.00")
+    assert (external["cost"], research["cost"], total["cost"]) == ("5280.36", "1200.00", "6480.36")
+    assert (total["revenue"], total["margin"]) == ("1925.00", "-4555.36")
     assert external["unit_hours"] == {
         "calibrated": "1200000", "sold": "192100", "lent": "50", "idle": "1007850", "other": "0",
         "used": "700",
@@ -110,14 +116,15 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
     }  # fmt: skip
     assert (total["revenue_capacity"], total["credits"]) == ("1920.00", "0.04")
     assert (total["machine_hours"], total["gpu_hours"], total["kwh"]) == ("1440", "11520", "14400")
-    assert total["per_kwh"]["cost"] == "0.45"
+    # 6,480.36 ÷ 14,400.
+    assert total["per_kwh"]["cost"] == "0.450025"
     assert total["economic_utilization_percentage"] == "18.57"
     by_contract = {line["contract"]: line for line in ask(admin, by="contract")["lines"]}
     assert (by_contract[november]["cost"], by_contract[november]["revenue"]) == ("844.80", "1923.56")
     by_model = {line["model"]: line for line in ask(admin, by="model,pool")["lines"]}
     assert by_model[POOL]["revenue"] == "5.04"
-    # 500 + 150 unit-hours × 0.0044.
-    assert by_model[POOL]["cost"] == "2.86"
+    # 500 + 150 unit-hours × 0.0044, and what the maker gets.
+    assert (by_model[POOL]["cost_machines"], by_model[POOL]["cost_makers"]) == ("2.86", "0.36")
     ways = [
         "", "quarter", "month", "use", "pool", "model", "contract", "month,use,pool,model,contract"
     ]  # fmt: skip
@@ -147,7 +154,42 @@ def test_the_machines_of_a_pool_have_versions(admin: TestClient, november: str) 
     assert [each["use"] for each in versions] == [None, None, "internal"]
     mended = {"pool": POOL, "from": "2025-11-16", "usd_per_hour": "0"}
     assert admin.post("/admin/v1/machines", json=mended).status_code == 201
-    assert ask(admin)["total"]["cost"] == "2880.00"
+    assert ask(admin)["total"]["cost_machines"] == "2880.00"
+
+
+def test_what_is_expected_is_what_was_used_and_earned_of_late(admin: TestClient, database: Engine) -> None:
+    """Of a day: 3.60 USD under a contract and 1.44 beside it, of which the maker gets a quarter; so 5.04 USD
+    for each such day of the quarter, and a tenth less at lower prices.
+    """
+    with database.begin() as connection:
+        shop = furnish(connection)
+        at_ms = store.now_ms(connection)
+        set_price(connection, POOL, input="2", cached_input="1", output="8", valid_from_ms=0)
+        makers.set_terms(connection, MakerTerms(model=POOL, maker="lab", from_ms=0, share_basis_points=2500))
+        acme, bolt = shop.tenants["acme"], shop.tenants["bolt"]
+        since_ms = at_ms - 2 * DAY
+        draft = lifecycle.draft(connection, terms(acme, 500, since_ms, at_ms + 400 * DAY), now_ms=since_ms)
+        contract = lifecycle.sign(connection, draft.contract_id, now_ms=since_ms).contract_id
+        shared = {"model": POOL, "pool": POOL, "started_ms": at_ms - 3 * HOUR}
+        asked = [
+            event("req_a", (1_000_000, 0, 200_000), tenant=acme, contract=contract,
+                  class_=CapacityClass.RESERVED, **shared),
+            event("req_b", (640_000, 0, 20_000), tenant=bolt, **shared),
+        ]  # fmt: skip
+        record_events(connection, [ReceivedEvent.read(each.to_json()) for each in asked])
+    body = {"basis_days": 1, "quarters": 2, "price_change": "-0.1"}
+    found = admin.post(f"{PATH}/what-if", json=body).json()
+    from_ms, until_ms = (
+        int(datetime.fromisoformat(found[word]).timestamp() * 1000) for word in ("from", "until")
+    )
+    # The day begins with its first hour.
+    basis_ms = from_ms - (from_ms - DAY) // HOUR * HOUR
+    before, after = found["total"]["before"], found["total"]["after"]
+    assert float(before["revenue"]) == pytest.approx(5.04 * (until_ms - from_ms) / basis_ms, rel=1e-6)
+    assert float(before["cost_makers"]) == pytest.approx(float(before["revenue"]) / 4, rel=1e-6)
+    assert float(after["revenue"]) == pytest.approx(float(before["revenue"]) * 0.9, rel=1e-6)
+    assert before["unit_hours"]["used"] == after["unit_hours"]["used"]
+    assert float(after["economic_utilization_percentage"]) < float(before["economic_utilization_percentage"])
 
 
 NO_REPORTS: tuple[tuple[dict[str, str], str], ...] = (
