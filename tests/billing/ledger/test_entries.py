@@ -20,6 +20,7 @@ from billing.ledger.entries import (
     price_event,
     record_events,
 )
+from billing.schema.catalogue import api_key_use
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_conflict, usage_event, usage_total
 from billing.wire.ending import Ending
 from billing.wire.usage_event import UsageEvent
@@ -145,6 +146,14 @@ def test_usage_in_doubt_has_no_amount_and_absorbed_usage_neither(database: Engin
         Pricing.PRICED,
     ]
     assert count == 2
+
+
+def test_a_key_was_last_used_when_its_latest_request_ended(database: Engine) -> None:
+    for number, ended_ms in enumerate((1_700_000_005_000, 1_700_000_009_000, 1_700_000_007_000)):
+        with database.begin() as connection:
+            record_events(connection, received(event(f"r{number}", ended_ms=ended_ms)))
+    with database.connect() as connection:
+        assert connection.execute(select(api_key_use)).all() == [("key_a", 1_700_000_009_000)]
 
 
 def test_a_free_model_is_priced_at_nothing(database: Engine) -> None:

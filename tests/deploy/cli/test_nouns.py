@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 
 from tests.deploy.cli.conftest import Taas, run
 from tests.fixtures.valkey import free_port
@@ -69,7 +69,7 @@ def test_a_key_is_printed_alone_so_that_a_shell_can_take_it(taas: Taas, told: To
 
 
 def test_admin_keys_have_roles_and_what_they_change_is_in_the_audit_log(
-    taas: Taas, told: Told, monkeypatch: pytest.MonkeyPatch
+    taas: Taas, told: Told, monkeypatch: pytest.MonkeyPatch, migrated_database_url: str
 ):
     result = taas("admin-key", "create", "--role", "finance", "--why", "Jane joins: größer")
     assert re.fullmatch(r"sk-admin-[A-Za-z0-9_-]{43}\n", result.stdout)
@@ -96,6 +96,13 @@ def test_admin_keys_have_roles_and_what_they_change_is_in_the_audit_log(
     assert "revoked_ms: None → " in listed
     assert "nothing was changed" in taas("audit-log", "list", "--until", "2001-01-01").stdout
     assert "residual: 0" in taas("audit").stdout
+    engine = create_engine(migrated_database_url)
+    with engine.begin() as connection:
+        connection.execute(text("set local session_replication_role = replica"))
+        connection.execute(text("update audit_log set actor = 'root' where actor like 'adm\\_%'"))
+    engine.dispose()
+    altered = told("audit-log", "list", "--action", "projects")["data"][0]["entry"]
+    assert f"entry {altered}: it was changed" in taas("audit", exit_code=1).stdout
 
 
 def test_projects_keep_keys_apart(taas: Taas, told: Told, acme):
