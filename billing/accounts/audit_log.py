@@ -62,6 +62,14 @@ class Entry:
     hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The number and the hash of the last entry."""
+
+    entry: int
+    hash: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """Entries that match all that is given. `action`: a part of it."""
@@ -112,6 +120,12 @@ def list_page(connection: Connection, asked: PageRequest, wanted: Wanted) -> Pag
     return read_page(connection, query, _NEWEST_FIRST, lambda row: Entry(**row._mapping), asked)
 
 
+def head(connection: Connection) -> Head:
+    """The last entry. Whoever keeps its hash elsewhere can tell whether the chain was written anew."""
+    row = connection.execute(select(audit_head.c.entry, audit_head.c.hash)).one_or_none()
+    return Head(0, "") if row is None else Head(row.entry, row.hash)
+
+
 def check(connection: Connection) -> list[Finding]:
     """Recompute the chain. Findings name the entries that are not what was written."""
     wrong = list(_differences(connection))
@@ -143,10 +157,10 @@ def _differences(connection: Connection) -> Iterator[str]:
         elif row.previous != previous:
             yield f"entry {row.number}: the one before it was changed"
         previous = row.hash
-    head = connection.execute(select(audit_head)).one_or_none()
-    if head is not None and head.entry > number:
-        yield _missing(number + 1, head.entry)
-    elif head is None or (head.entry, head.hash) != (number, previous):
+    last = head(connection)
+    if last.entry > number:
+        yield _missing(number + 1, last.entry)
+    elif last != Head(number, previous):
         yield f"entry {number}: it is not the last that was written"
 
 

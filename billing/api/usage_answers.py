@@ -195,12 +195,20 @@ class FindingAnswer(Answer):
     ids: list[str] | None = None
 
 
+class AuditLogHead(Answer):
+    """The number and the hash of the audit log's last entry: keep it elsewhere."""
+
+    entry: int
+    hash: str
+
+
 class AuditAnswer(Answer):
     """`residual_tokens`: tokens that nothing explains."""
 
     instances: list[InstanceAudit]
     residual_tokens: int
     findings: list[FindingAnswer]
+    audit_log: AuditLogHead | None = None
 
 
 class DeliveredTokens(Answer):

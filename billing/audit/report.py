@@ -4,12 +4,13 @@ nothing but the stored differences.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select
 
+from billing.accounts.audit_log import Head
 from billing.audit.balance import EpochBalance, Metered
 from billing.audit.engine_counters import Absorbed
 from billing.audit.reading import AuditReading
@@ -50,6 +51,8 @@ class AuditReport:
 
     instances: tuple[InstanceAudit, ...]
     findings: tuple[Finding, ...]
+    # The last entry of the audit log, if that was checked.
+    head: Head | None = None
 
     @property
     def residual_tokens(self) -> int:
@@ -58,11 +61,12 @@ class AuditReport:
 
     def to_json(self) -> dict[str, Any]:
         """As `taas audit --json` prints it."""
-        return {
+        report = {
             "instances": [each.to_json() for each in self.instances],
             "residual_tokens": self.residual_tokens,
             "findings": [finding.to_json() for finding in self.findings],
         }
+        return report if self.head is None else report | {"audit_log": asdict(self.head)}
 
 
 def by_instance(balances: Sequence[EpochBalance]) -> tuple[InstanceAudit, ...]:

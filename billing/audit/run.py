@@ -122,6 +122,7 @@ class Auditor:
         if not reading.complete:
             message = "more usage is on its way to SQL than can be read here: the figures are not final"
             findings.append(Finding(kind=FindingKind.NOT_DRAINED, message=message))
+        head = None
         with snapshot(self._engine) as connection:
             findings += difference_findings(connection)
             findings += set_aside(connection)
@@ -130,4 +131,5 @@ class Auditor:
                 findings += check_ledger(connection) + check_checkpoints(connection, self._checking_key())
                 findings += check_invoices(connection)
                 findings += audit_log.check(connection)
-        return AuditReport(by_instance(reading.balances), tuple(findings))
+                head = audit_log.head(connection)
+        return AuditReport(by_instance(reading.balances), tuple(findings), head)

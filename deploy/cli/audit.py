@@ -52,6 +52,8 @@ def _print(report: dict[str, Any]) -> None:
     else:
         click.echo("no instance has served anything yet")
     click.echo(f"residual: {report['residual_tokens']} tokens")
+    if last := report.get("audit_log"):
+        click.echo(f"audit log: {last['entry']} entries, the last with hash {last['hash']}")
     for finding in report.get("findings", ()):
         click.echo(f"{finding['kind']}{_where(finding)}: {finding['message']}{_which(finding)}")
 

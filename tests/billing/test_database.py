@@ -51,7 +51,7 @@ def test_statements_run_again_and_again_behind_pgbouncer(
     name = make_url(database_url).database or ""
     url = pgbouncer.url(name, "postgres", sslmode="verify-full", sslrootcert=certificates.path("ca.pem"))
     upgrade(url)
-    engine = connect(url, pool_pre_ping=True, pool_size=12)
+    engine = connect(url, program="taas-loops", pool_pre_ping=True, pool_size=12)
     together = threading.Barrier(12)
 
     def work(number: int) -> None:
@@ -65,6 +65,9 @@ def test_statements_run_again_and_again_behind_pgbouncer(
 
     with ThreadPoolExecutor(12) as threads:
         list(threads.map(work, range(12)))
+    with engine.connect() as connection:
+        # The audit log has it of what the loops of billing change.
+        assert connection.execute(text("show application_name")).scalar_one() == "taas-loops"
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         assert connection.execute(text("show transaction_isolation")).scalar_one() == "repeatable read"
     with engine.connect() as connection:

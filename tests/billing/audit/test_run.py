@@ -3,6 +3,7 @@ never hidden.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import redis
@@ -76,7 +77,7 @@ def test_billed_absorbed_and_open_add_up_to_what_the_engine_counted(
     record(database, event("a", (10, 5, 1)), event("b", (20, 0, 2), Ending.ENGINE_DIED))
     reserve(raw_redis, "c", lease_ms=60_000, tokens=(30, 0, 3))
     report = auditor.audit(wait_ms=0)
-    assert report.to_json() == {
+    assert replace(report, head=None).to_json() == {
         "instances": [
             {
                 "instance": "i1",

@@ -289,7 +289,9 @@ def test_tenants_and_projects_are_renamed_archived_and_taken_back(taas: Taas, to
 def test_usage_and_audit_of_nothing(taas: Taas, told: Told, acme):
     assert told("usage", "--tenant", "acme", "--by", "model,hour")["lines"] == []
     assert "nothing was used" in taas("usage", "--from", "2026-01-01", "--until", "2026-02-01").stdout
-    assert told("audit") == {"instances": [], "residual_tokens": 0, "findings": []}
+    audited = told("audit")
+    assert audited.pop("audit_log")["entry"] == told("audit-log", "list", "--limit", "1")["data"][0]["entry"]
+    assert audited == {"instances": [], "residual_tokens": 0, "findings": []}
     assert "residual: 0 tokens" in taas("audit").stdout
 
 
