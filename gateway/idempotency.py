@@ -94,7 +94,8 @@ class IdempotencyKey:
         if len(keys) != 1 or _KEY.fullmatch(keys[0]) is None:
             message = f"{IDEMPOTENCY_KEY} is 1 to 255 visible ASCII characters, given once."
             raise InvalidRequest(message, IDEMPOTENCY_KEY)
-        digest = hashlib.sha256(route.name.value.encode() + b"\0" + body)
+        # With the key, so that whoever reads Redis cannot try prompts that it guesses.
+        digest = hashlib.sha256(b"\0".join((keys[0], route.name.value.encode(), body)))
         return cls(keys[0], digest.hexdigest())
 
     @property
@@ -119,9 +120,9 @@ class IdempotencyKey:
 
 
 class Claim:
-    """The request to which a key was bound, until its answer is whole. `keeps`: its answer is kept to be
-    stored, so the request goes on when its caller leaves. `exchange`: once there is one. `failed`: the error
-    that it ends with, `in_stream` if a stream had begun by then.
+    """The request to which a key was bound, until its answer is whole. An error is always kept. `keeps`: so
+    is every other answer, to be stored, and the request goes on when its caller leaves. `exchange`: once
+    there is one. `failed`: the error that it ends with, `in_stream` if a stream had begun by then.
     """
 
     __slots__ = ("_bytes_max", "_pieces", "_size", "exchange", "failed", "in_stream", "keeps", "whole")
@@ -139,12 +140,13 @@ class Claim:
 
     def take(self, piece: bytes, more: bool) -> None:
         """The next piece of the answer."""
-        self._size += len(piece)
-        if self._size <= self._bytes_max:
-            self._pieces.append(piece)
-        elif self._pieces:
-            self._pieces.clear()
-            self._stop_keeping()
+        if self.keeps or self.failed is not None:
+            self._size += len(piece)
+            if self._size <= self._bytes_max:
+                self._pieces.append(piece)
+            else:
+                self._pieces.clear()
+                self._stop_keeping()
         if not more and self.whole is not None:
             self.whole()
 

@@ -36,7 +36,7 @@ _EXPOSED = (
         for what in ("requests", "tokens", "input-tokens", "output-tokens")
         for word in ("limit", "remaining", "reset")
     ),
-    "x-taas-class", "x-taas-instance", "x-taas-ignored",
+    "x-taas-class", "x-taas-instance", "x-taas-ignored", "original-request", "idempotent-replayed",
 )  # fmt: skip
 _EXPOSED_LINE = ", ".join(_EXPOSED).encode()
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9._~%\[\]:-]+")

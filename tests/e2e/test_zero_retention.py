@@ -264,7 +264,7 @@ def names_that_callers_give(scene: Scene) -> None:
         scene.ask_well(
             path, scene.body(path, "it", **fields), user_agent=scene.word("agent"),
             x_session_id=scene.word("session"), traceparent=scene.word("trace"), cookie=scene.word("cookie"),
-            x_request_id=scene.word("request-id"), idempotency_key=scene.word("idempotency"),
+            x_request_id=scene.word("request-id"), idempotency_key=scene.word(f"idempotency-{path}"),
             openai_organization=scene.word("organization"), x_forwarded_for=scene.word("address"),
             **{scene.word("header"): scene.word("header-value")},
         )  # fmt: skip

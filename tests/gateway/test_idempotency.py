@@ -22,6 +22,7 @@ from billing.catalogue import tenants
 from billing.settings import BillingSettings
 from billing.wire import redis_keys
 from billing.wire.ending import Ending
+from gateway.idempotency import ANSWER_BYTES_MAX, Claim
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.redis_faults import frozen
@@ -307,6 +308,19 @@ def test_fault_22_without_redis_no_key_is_trusted(
             instead=lambda: served[-1].text,
         )
         assert len(engine.requests()) == len(catalogue.await_events(1)) == 1
+
+
+def test_an_answer_that_is_too_long_is_not_kept() -> None:
+    ended: list[bool] = []
+    claim = Claim(keeps=True)
+    claim.whole = lambda: ended.append(claim.keeps)
+    claim.take(b"x" * ANSWER_BYTES_MAX, True)
+    assert (claim.keeps, len(claim.answer)) == (True, ANSWER_BYTES_MAX)
+    claim.take(b"y", False)
+    assert (claim.answer, ended) == (b"", [False])
+    without = Claim(keeps=False)
+    without.take(b"a completion", False)
+    assert without.answer == b""
 
 
 def test_the_official_sdks_send_one_key_with_all_tries_and_get_the_stored_answer(
