@@ -34,6 +34,7 @@ from billing.fleet.engine_watch import WATCH_INTERVAL_MS, EngineWatch
 from billing.fleet.lapsed_instances import forget_lapsed
 from billing.idempotency import forget_old
 from billing.inventory import read_inventory
+from billing.invoices.prepaid import renew_expired
 from billing.leadership import LeadersRounds
 from billing.ledger.chain import chain_waiting
 from billing.ledger.checkpoints import end_days, sign_days
@@ -347,6 +348,7 @@ def _capacity_loops(
         if due.budgets:
             with engine.begin() as connection:
                 begin_periods(connection, store.now_ms(connection))
+                renew_expired(connection, store.now_ms(connection))
         return due.reclaims and reclaimer.step()
 
     def keep_up() -> bool:

@@ -1,6 +1,7 @@
 """Routes of budgets."""
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import budget_alerts, budgets, tenants
 from billing.catalogue.budget_alerts import Alert
-from billing.catalogue.budget_periods import Per
+from billing.catalogue.budget_periods import Per, Window
 from billing.catalogue.budgets import Budget, Raise, Whose
 from billing.catalogue.money import Money
 from billing.contracts import store
@@ -32,6 +33,10 @@ _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 Percent = Annotated[int, Field(ge=1, le=100)]
 
 
+def _date(text: str) -> str:
+    return date.fromisoformat(text).isoformat()
+
+
 class RaiseBody(Body):
     """So much more, until then."""
 
@@ -39,17 +44,35 @@ class RaiseBody(Body):
     until: Moment
 
 
+class WindowBody(Body):
+    """So many days, again and again, counted from a date."""
+
+    days: Annotated[int, Field(ge=1, le=366)]
+    starts: Annotated[
+        str, Field(max_length=10), AfterValidator(_date), WithJsonSchema({"type": "string", "format": "date"})
+    ]
+
+
 class BudgetSet(Body):
-    """What may be spent in a `day` or `month` of the tenant's time zone, or in `total`: by a tenant, one of
-    its projects, or one of its keys.
+    """What may be spent in a `day`, a `month` or a `window` of some days of the tenant's time zone, or in
+    `total`: by a tenant, one of its projects, or one of its keys.
     """
 
     tenant: Name | None = None
     project: Name | None = None
     key_id: KeyId | None = None
-    per: Literal["day", "month", "total"]
+    per: Literal["day", "month", "window", "total"]
     usd: Amount
     raised: RaiseBody | None = None
+    window: WindowBody | None = None
+
+    def days(self) -> Window | None:
+        """Raises Invalid unless it is there with a `window`, and only then."""
+        if (self.per == "window") != (self.window is not None):
+            raise Invalid("`window` says of how many days a budget per `window` is.", param="window")
+        return (
+            None if self.window is None else Window(self.window.days, date.fromisoformat(self.window.starts))
+        )
 
 
 def _webhook(url: str) -> str:
@@ -99,7 +122,7 @@ class BudgetState(Answer):
     far; null: not in this period.
     """
 
-    per: Literal["day", "month", "total"]
+    per: Literal["day", "month", "window", "total", "prepaid"]
     usd: Usd
     raised: RaisedAnswer | None
     spent: Usd
@@ -134,7 +157,9 @@ def put(body: BudgetSet, control: Control, response: Response) -> dict[str, Any]
         owner = body.tenant or control.tenant_id
         whose = budgets.find_whose(connection, owner, body.project, body.key_id, only=control.tenant_id)
         _require_settable(control, whose)
-        made = budgets.put(connection, whose, Per(body.per), Money.parse(body.usd), more, now_ms)
+        made = budgets.put(
+            connection, whose, Per(body.per), Money.parse(body.usd), more, now_ms, window=body.days()
+        )
         count_if_new(connection, [made])
         (shown,) = _shown(connection, [budgets.find(connection, made.budget_id)])
     return shown
@@ -146,7 +171,7 @@ def list_all(
     asked: PageQuery,
     tenant: TenantQuery = None,
     key_id: Annotated[KeyId | None, Query()] = None,
-    per: Annotated[Literal["day", "month", "total"] | None, Query()] = None,
+    per: Annotated[Literal["day", "month", "window", "total", "prepaid"] | None, Query()] = None,
 ) -> dict[str, Any]:
     """The budgets of a tenant, its projects and its keys, of one key, or all."""
     with control.reading() as connection:

@@ -8,12 +8,12 @@ from billing.api.amounts import Amount
 from billing.api.answer import Listing
 from billing.api.control import Control
 from billing.api.fields import Body, Label, Moment, Name, TenantQuery
-from billing.api.invoice_answers import CreditAnswer
+from billing.api.invoice_answers import CreditAnswer, PrepaidAnswer
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import tenants
 from billing.catalogue.money import ZERO, Money
-from billing.invoices import credits
+from billing.invoices import credits, prepaid
 from billing.invoices.credits import Credit
 from billing.refusals import Invalid
 from billing.schema.clock import database_now_ms
@@ -28,6 +28,13 @@ class CreditGrant(Body):
     usd: Amount
     expires: Moment | None = None
     note: Label | None = None
+
+
+class PrepaidSet(Body):
+    """Whether a tenant is prepaid."""
+
+    tenant: Name
+    prepaid: bool
 
 
 @router.post("", status_code=201, response_model=CreditAnswer)
@@ -46,7 +53,19 @@ def grant(body: CreditGrant, control: Control, response: Response) -> dict[str, 
         made = credits.grant(
             connection, tenant.tenant_id, amount, now_ms, expires_ms=body.expires, note=body.note
         )
+        prepaid.renew(connection, tenant.tenant_id, now_ms)
     return _shown(made, {tenant.tenant_id: tenant.name}, now_ms)
+
+
+@router.put("/prepaid", response_model=PrepaidAnswer)
+def set_prepaid(body: PrepaidSet, control: Control, response: Response) -> dict[str, Any]:
+    """Whether a tenant may use no more than its credits can pay. `GET budgets` shows what is left of them, as
+    the budget `prepaid`.
+    """
+    with control.changing(response) as connection:
+        tenant = control.tenant_named(connection, body.tenant)
+        prepaid.set_prepaid(connection, tenant.tenant_id, body.prepaid, database_now_ms(connection))
+    return {"tenant": tenant.tenant_id, "prepaid": body.prepaid}
 
 
 @router.get("", response_model=Listing[CreditAnswer])

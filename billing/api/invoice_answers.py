@@ -72,6 +72,13 @@ class CreditAnswer(Answer):
     note: str | None
 
 
+class PrepaidAnswer(Answer):
+    """Whether a tenant may use no more than its credits can pay."""
+
+    tenant: str
+    prepaid: bool
+
+
 class TierAnswer(Answer):
     """So many percent off what is used in a period above this amount."""
 

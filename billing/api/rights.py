@@ -118,6 +118,7 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "GET /admin/v1/capacity-prices": _READ | _OWN,
     "POST /admin/v1/credits": _PRICE,
     "GET /admin/v1/credits": _READ | _OWN,
+    "PUT /admin/v1/credits/prepaid": _PRICE,
     "POST /admin/v1/invoices": _PRICE,
     "GET /admin/v1/invoices": _READ | _OWN,
     "GET /admin/v1/invoices/draft": _READ | _OWN,

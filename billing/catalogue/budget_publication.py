@@ -10,6 +10,7 @@ from typing import Final
 import redis
 from sqlalchemy import Connection
 
+from billing.catalogue.budget_periods import Per
 from billing.catalogue.budgets import Budget, of_tenants
 from billing.cell.asks import BudgetFigure, BudgetFigures
 from billing.cell.execute import execute
@@ -46,5 +47,6 @@ def _figure(budget: Budget) -> BudgetFigure:
         limit=budget.limit.picousd // PICOUSD_PER_MICROUSD,
         spent=-(-budget.spent.picousd // PICOUSD_PER_MICROUSD),
         from_ms=budget.from_ms,
-        until_ms=budget.until_ms or 0,
+        # What credits can pay does not begin anew when one of them expires.
+        until_ms=0 if budget.per is Per.PREPAID else budget.until_ms or 0,
     )

@@ -4,13 +4,14 @@ neither HTTP nor Redis, and it does not add up what was spent (`billing.ledger.b
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, and_, delete, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import limits, outbox, projects, tenants
-from billing.catalogue.budget_periods import Per, period_of
+from billing.catalogue.budget_periods import Per, Window, period_of
 from billing.catalogue.money import Money
 from billing.catalogue.names import BUDGET_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
@@ -41,6 +42,13 @@ class Budget:
     until_ms: int | None
     zone: str
     spent: Money
+    window: Window | None = None
+
+    def period_at(self, moment_ms: int) -> int:
+        """When the period begins to which what ended then counts."""
+        if self.per is Per.PREPAID:
+            return self.from_ms
+        return period_of(self.per, moment_ms, self.zone, self.window)[0]
 
     @property
     def limit(self) -> Money:
@@ -109,14 +117,25 @@ def find_whose(
 
 
 def put(
-    connection: Connection, whose: Whose, per: Per, amount: Money, more: Raise | None, now_ms: int
+    connection: Connection,
+    whose: Whose,
+    per: Per,
+    amount: Money,
+    more: Raise | None,
+    now_ms: int,
+    *,
+    window: Window | None = None,
 ) -> Budget:
-    """Set a budget: its amount, and how much more holds for a while. What was spent in the period stays."""
+    """Set a budget: its amount, and how much more holds for a while. What was spent in the period stays.
+    `window` goes with a `window`.
+    """
     zone = connection.execute(
         select(tenant.c.time_zone).where(tenant.c.tenant_id == whose.tenant_id)
     ).scalar_one()
-    from_ms, until_ms = period_of(per, now_ms, zone)
+    from_ms, until_ms = period_of(per, now_ms, zone, window)
     values = {
+        "window_days": None if window is None else window.days,
+        "window_starts": None if window is None else window.starts.isoformat(),
         "amount_picousd": amount.picousd,
         "raised_picousd": None if more is None else more.by.picousd,
         "raised_until_ms": None if more is None else more.until_ms,
@@ -197,21 +216,29 @@ def begin_periods(connection: Connection, now_ms: int) -> None:
     """Begin the next period of budgets whose period has ended, and end raises whose time is over. Of some of
     them: the others are due at the next call.
     """
-    some = _select().where(_due()).order_by(table.c.budget_id).limit(_AT_ONCE).with_for_update(of=table)
+    some = (
+        _select()
+        .where(_due(), table.c.per != Per.PREPAID.value)
+        .order_by(table.c.budget_id)
+        .limit(_AT_ONCE)
+        .with_for_update(of=table)
+    )
     for row in connection.execute(some).all():
         _restart(connection, _budget(row), now_ms)
 
 
 def move_to_zone(connection: Connection, tenant_id: str, now_ms: int) -> list[Budget]:
     """Give the budgets of a tenant whose time zone has changed its periods. Returns them."""
-    found = of_tenants(connection, [tenant_id]).get(tenant_id, [])
+    found = [
+        each for each in of_tenants(connection, [tenant_id]).get(tenant_id, []) if each.per is not Per.PREPAID
+    ]
     for each in found:
         _restart(connection, each, now_ms)
     return [find(connection, each.budget_id) for each in found]
 
 
 def _restart(connection: Connection, each: Budget, now_ms: int) -> None:
-    from_ms, until_ms = period_of(each.per, now_ms, each.zone)
+    from_ms, until_ms = period_of(each.per, now_ms, each.zone, each.window)
     values: dict[str, Any] = {"from_ms": from_ms, "until_ms": until_ms}
     if each.raised_until_ms is not None and each.raised_until_ms <= now_ms:
         values |= {"raised_picousd": None, "raised_until_ms": None}
@@ -247,6 +274,9 @@ def _budget(row: Row[Any]) -> Budget:
         from_ms=row.from_ms,
         until_ms=row.until_ms,
         zone=row.time_zone,
+        window=None
+        if row.window_days is None
+        else Window(row.window_days, date.fromisoformat(row.window_starts)),
         spent=Money.from_sql(row.spent),
     )
 

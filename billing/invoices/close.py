@@ -18,7 +18,7 @@ from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import hold_prices
 from billing.catalogue.projection import read_cells
 from billing.catalogue.tenants import Tenant
-from billing.invoices import credits, store
+from billing.invoices import credits, prepaid, store
 from billing.invoices.document import Facts, invoice_document, sha256, signed
 from billing.invoices.lines import Bill, Reserved, Short, Terms, Tier, Used, make_bill
 from billing.invoices.periods import name_of, next_name, period
@@ -183,6 +183,7 @@ def close(
     record_entry(connection, EntryKind.INVOICE, number, list(postings_of(tenant.tenant_id, draft)))
     credits.expire(connection, tenant.tenant_id, draft.facts.until_ms)
     store.close_until(connection, tenant.tenant_id, draft.facts.until_ms, draft.upto)
+    prepaid.renew(connection, tenant.tenant_id, now_ms)
     return made
 
 

@@ -5,16 +5,25 @@ A request belongs to the period in which it ended, as in usage reports.
 """
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from billing.catalogue.budget_periods import period_of
+from billing.catalogue.budget_periods import Per
 from billing.catalogue.budgets import Budget, of_tenants
 from billing.catalogue.price_book import hold_prices
 from billing.ledger.entries import OWED_EVENTS, RecordedEvent
 from billing.schema.budgets import budget_spent
 from billing.schema.ledger import ledger_posting, usage_event
+
+# What is on no invoice yet though its moment is: recorded after that invoice.
+_LATE: Final = text("""
+    select coalesce(sum(p.amount_picousd), 0)
+    from late_transaction l join invoiced i on i.tenant_id = l.tenant_id
+    join ledger_posting p on p.transaction_id = l.transaction_id and p.account = 'receivable'
+    where l.tenant_id = :tenant and l.transaction_id > i.ledger_upto
+""")
 
 
 def add_spent(
@@ -27,7 +36,7 @@ def add_spent(
         event = item.event
         for budget in by_tenant.get(event.tenant, ()):
             if item.amount.picousd and budget.covers(event.project, event.key_id):
-                period = budget.budget_id, period_of(budget.per, event.ended_ms, budget.zone)[0]
+                period = budget.budget_id, budget.period_at(event.ended_ms)
                 sums[period] = sums.get(period, 0) + item.amount.picousd
     if sums:
         # The same order everywhere, so that two consumers cannot deadlock.
@@ -82,6 +91,8 @@ def recount(connection: Connection, budgets: Sequence[Budget]) -> None:
         if budget.key_id is not None:
             query = query.where(usage_event.c.key_id == budget.key_id)
         amount = connection.execute(query).scalar_one()
+        if budget.per is Per.PREPAID:
+            amount += connection.execute(_LATE, {"tenant": budget.tenant_id}).scalar_one()
         statement = insert(budget_spent).values(
             budget_id=budget.budget_id, from_ms=budget.from_ms, amount_picousd=amount
         )

@@ -20,7 +20,9 @@ from billing.schema.metadata import metadata
 
 # Of a tenant, of one of its projects, or of one of its keys. [`from_ms`, `until_ms`) is the current period,
 # by the tenant's time zone; `until_ms` is null of `total`, which never begins again. `raised_picousd` is
-# added until `raised_until_ms`.
+# added until `raised_until_ms`. Of a `window`: so many days each, counted from the date `window_starts`. Of
+# `prepaid`: what the tenant's credits can pay of what is on no invoice yet; `until_ms` is when a credit
+# expires.
 budget = Table(
     "budget",
     metadata,
@@ -29,6 +31,8 @@ budget = Table(
     Column("project_id", Text, ForeignKey(project.c.project_id)),
     Column("key_id", Text, ForeignKey(api_key.c.key_id)),
     Column("per", Text, nullable=False),
+    Column("window_days", Integer),
+    Column("window_starts", Text),
     Column("amount_picousd", Numeric(38, 0), nullable=False),
     Column("raised_picousd", Numeric(38, 0)),
     Column("raised_until_ms", BigInteger),
@@ -37,8 +41,12 @@ budget = Table(
     Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
     Column("updated_ms", BigInteger, nullable=False, server_default=NOW_MS, onupdate=NOW_MS),
     UniqueConstraint("tenant_id", "project_id", "key_id", "per", postgresql_nulls_not_distinct=True),
-    CheckConstraint("per in ('day', 'month', 'total')", name="per"),
-    CheckConstraint("(per = 'total') = (until_ms is null)", name="ends"),
+    CheckConstraint("per in ('day', 'month', 'window', 'total', 'prepaid')", name="per"),
+    CheckConstraint("per = 'prepaid' or (per = 'total') = (until_ms is null)", name="ends"),
+    CheckConstraint(
+        "(per = 'window') = (window_days is not null) and (per = 'window') = (window_starts is not null)",
+        name="window",
+    ),
     CheckConstraint("project_id is null or key_id is null", name="whose"),
     CheckConstraint("amount_picousd >= 0", name="not_negative"),
     CheckConstraint(

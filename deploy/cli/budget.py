@@ -46,9 +46,13 @@ def budget() -> None:
 @click.option("--key", "key_id", metavar="KEY_ID", help="The budget of this key.")
 @click.option("--usd", required=True, metavar="AMOUNT", help="What may be spent, as in 1.00.")
 @click.option(
-    "--per", type=click.Choice(["day", "month", "total"]), required=True,
+    "--per", type=click.Choice(["day", "month", "window", "total"]), required=True,
     help="How long that lasts. Days and months are those of the tenant's time zone.",
 )  # fmt: skip
+@click.option("--days", type=click.IntRange(1, 366), help="With --per window: of so many days.")
+@click.option(
+    "--starts", metavar="DATE", help="With --per window: one begins on this date, such as 2026-11-02."
+)
 @click.option("--raise", "raise_by", metavar="AMOUNT", help="So much more, until --raise-until.")
 @click.option("--raise-until", metavar="WHEN", help="When the raise ends: a moment, or 3d, 12h.")
 @json_option
@@ -58,6 +62,8 @@ def set_budget(
     key_id: str | None,
     usd: str,
     per: str,
+    days: int | None,
+    starts: str | None,
     raise_by: str | None,
     raise_until: str | None,
     as_json: bool,
@@ -71,6 +77,7 @@ def set_budget(
     \b
     taas budget set --tenant acme --usd 500 --per month
     taas budget set --tenant acme --project search --usd 20 --per day
+    taas budget set --tenant acme --usd 100 --per window --days 7 --starts 2026-11-02
     taas budget set --tenant acme --usd 500 --per month --raise 100 --raise-until 3d
     """
     if tenant is None and key_id is None:
@@ -78,6 +85,10 @@ def set_budget(
     if (raise_by is None) != (raise_until is None):
         raise click.UsageError("give --raise and --raise-until together.")
     body = given(tenant=tenant, project=project, key_id=key_id, usd=usd, per=per)
+    if (per == "window") != (days is not None and starts is not None):
+        raise click.UsageError("give --days and --starts with --per window.")
+    if per == "window":
+        body["window"] = {"days": days, "starts": starts}
     if raise_by is not None:
         body["raised"] = {"usd": raise_by, "until": moments.ahead(raise_until, "--raise-until")}
     _print(call("PUT", "budgets", body=body), as_json)

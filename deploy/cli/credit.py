@@ -14,7 +14,7 @@ _COLUMNS: Columns = {
 
 @click.group()
 def credit() -> None:
-    """Prepaid credits: grant, list."""
+    """Prepaid credits: grant, prepaid, list."""
 
 
 @credit.command()
@@ -36,6 +36,21 @@ def grant(tenant: str, usd: str, expires: str | None, note: str | None, as_json:
         print_json(made)
     else:
         print_table(_COLUMNS, [made])
+
+
+@credit.command()
+@click.option("--tenant", required=True, help="Name or id of the tenant.")
+@click.option("--off", is_flag=True, help="No longer.")
+@json_option
+def prepaid(tenant: str, off: bool, as_json: bool) -> None:
+    """Let a tenant use no more than its credits can pay, tax included: further requests are refused with 429
+    `insufficient_quota`. `taas budget list` shows what is left.
+    """
+    made = call("PUT", "credits", "prepaid", body={"tenant": tenant, "prepaid": not off})
+    if as_json:
+        print_json(made)
+    else:
+        click.echo(f"{tenant} is prepaid" if made["prepaid"] else f"{tenant} is billed afterwards")
 
 
 @credit.command("list")

@@ -216,6 +216,10 @@ def ask_the_catalogue(ask: Checked, database: Engine) -> str:
         record_events(connection, [ReceivedEvent.read(each.to_json()) for each in (ended, bought)])
     ask("POST", "prices/backfill", model="m", dry_run=True, **{"from": 0})
     ask("POST", "instances", model="m", url="http://127.0.0.1:1", instance="i-1", force=True)
+    window = {"days": 7, "starts": "2026-11-02"}
+    ask("PUT", "budgets", tenant="acme", usd="5", per="window", window=window)
+    ask("PUT", "credits/prepaid", tenant="acme", prepaid=True)
+    ask("PUT", "credits/prepaid", tenant="acme", prepaid=False)
     ask("POST", "credits", tenant="acme", usd="5", expires="2999-01-01", note="order 7")
     tiers = [{"above": "100", "percent": 5}]
     ask("POST", "terms", tenant="acme", tax_name="VAT", tax_percent="7.5", tiers=tiers, **{"from": 0})

@@ -1,12 +1,12 @@
 """Days and months of every time zone: each moment is in exactly one, and the next begins where one ends."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.catalogue.budget_periods import Per, period_of, time_zones
+from billing.catalogue.budget_periods import Per, Window, period_of, time_zones
 
 ZONES = st.sampled_from(sorted(time_zones()))
 MOMENTS = st.integers(0, 4_102_444_800_000)  # until 2100
@@ -49,3 +49,16 @@ def test_a_period_begins_at_midnight_there(per: str, zone: str, moment: str, beg
 
 def test_a_total_has_no_end() -> None:
     assert period_of(Per.TOTAL, ms(datetime.now(UTC).isoformat()), "UTC") == (0, None)
+
+
+def test_windows_follow_each_other_from_their_date_on_and_before_it() -> None:
+    window = Window(7, date(2026, 11, 2))
+    zone = "Europe/Berlin"
+    begins = int(datetime(2026, 11, 1, 23, tzinfo=UTC).timestamp()) * 1000
+    week = 7 * 86_400_000
+    for moment, first in ((begins, begins), (begins + week - 1, begins), (begins + week, begins + week)):
+        assert period_of(Per.WINDOW, moment, zone, window) == (first, first + week)
+    # The week before has the end of summer time in it: begun an hour earlier, as UTC counts.
+    before = period_of(Per.WINDOW, begins - 1, zone, window)
+    assert before == (begins - week, begins)
+    assert period_of(Per.WINDOW, before[0] - 1, zone, window) == (before[0] - week - 3_600_000, before[0])

@@ -1,0 +1,82 @@
+"""Prepaid tenants: what a tenant's credits can pay, kept as a budget, so that its requests are refused when
+they are used up.
+
+The budget's amount is what invoices have left of the credits, less tax; what is spent of it is what is on no
+invoice yet. It is worked out anew when a credit is granted or expires, and when an invoice is issued.
+"""
+
+from typing import Final
+
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.dialects.postgresql import insert
+
+from billing.catalogue import budgets, outbox
+from billing.catalogue.budget_periods import Per
+from billing.catalogue.money import Money
+from billing.catalogue.names import BUDGET_PREFIX, new_id
+from billing.catalogue.outbox import ChangeKind
+from billing.invoices import credits
+from billing.invoices.reading import amount_used
+from billing.invoices.terms import terms_at
+from billing.ledger.budget_spent import recount
+from billing.schema.budgets import budget
+from billing.schema.clock import NOW_MS
+from billing.schema.invoices import invoiced
+
+_OF: Final = budget.c.per == Per.PREPAID.value
+
+
+def set_prepaid(connection: Connection, tenant_id: str, on: bool, now_ms: int) -> None:
+    """Let a tenant use no more than its credits can pay, or no longer so."""
+    if on:
+        statement = insert(budget).values(
+            budget_id=new_id(BUDGET_PREFIX), tenant_id=tenant_id, per=Per.PREPAID.value, amount_picousd=0,
+            from_ms=0,
+        )  # fmt: skip
+        connection.execute(statement.on_conflict_do_nothing())
+        renew(connection, tenant_id, now_ms)
+    else:
+        connection.execute(delete(budget).where(_OF, budget.c.tenant_id == tenant_id))
+        outbox.record(connection, ChangeKind.TENANT, tenant_id)
+
+
+def renew(connection: Connection, tenant_id: str, now_ms: int) -> None:
+    """Work out anew what the credits of a prepaid tenant can pay; nothing for any other."""
+    budget_id = connection.execute(
+        select(budget.c.budget_id).where(_OF, budget.c.tenant_id == tenant_id)
+    ).scalar_one_or_none()
+    if budget_id is None:
+        return
+    every = credits.of_tenant(connection, tenant_id)
+    held = [each for each in every if each.left(now_ms).picousd]
+    tax = terms_at(connection, tenant_id, now_ms).tax_basis_points
+    since = (
+        connection.execute(
+            select(invoiced.c.until_ms).where(invoiced.c.tenant_id == tenant_id)
+        ).scalar_one_or_none()
+        or 0
+    )
+
+    def used_before(moment_ms: int) -> Money:
+        return Money(amount_used(connection, tenant_id, since, moment_ms).picousd * (10_000 + tax) // 10_000)
+
+    # What was used before a credit expired it still pays for.
+    paid = credits.choose(every, used_before(now_ms), since, now_ms + 1, used_before)
+    gone = {each.credit for each in every} - {each.credit for each in held}
+    can_pay = sum(each.rest.picousd for each in held)
+    can_pay += sum(amount.picousd for credit, amount in paid if credit in gone)
+    values = {
+        "amount_picousd": can_pay * 10_000 // (10_000 + tax),
+        "from_ms": since,
+        "until_ms": min((each.expires_ms for each in held if each.expires_ms is not None), default=None),
+    }
+    connection.execute(budget.update().where(budget.c.budget_id == budget_id).values(values))
+    outbox.record(connection, ChangeKind.TENANT, tenant_id)
+    recount(connection, [budgets.find(connection, budget_id)])
+
+
+def renew_expired(connection: Connection, now_ms: int) -> None:
+    """The same of all prepaid tenants of whom a credit has expired."""
+    due = select(budget.c.tenant_id).where(_OF, budget.c.until_ms <= NOW_MS)
+    for tenant_id in connection.execute(due).scalars().all():
+        renew(connection, tenant_id, now_ms)
