@@ -2,6 +2,7 @@
 found by its number.
 """
 
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -68,6 +69,24 @@ def test_every_table_is_audited_or_said_not_to_be(database: Engine) -> None:
         known = set(connection.execute(text(tables)).scalars())
     assert audited | NOT_AUDITED | {"alembic_version"} == known
     assert not audited & NOT_AUDITED
+
+
+def test_every_audited_column_that_sounds_like_a_secret_is_hidden(database: Engine) -> None:
+    query = """
+      select c.relname, a.attname, t.tgargs from pg_trigger t join pg_class c on c.oid = t.tgrelid
+      join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+      where t.tgname = 'audited'
+    """
+    shown, hidden = [], set()
+    with database.connect() as connection:
+        for table, column, arguments in connection.execute(text(query)):
+            _, secret, left_out, *_ = (each.decode() for each in bytes(arguments).split(b"\0"))
+            if column in secret.split(","):
+                hidden.add(column)
+            elif re.search("secret|hash|password|(engine|private)_key", column):
+                shown += [] if column in left_out.split(",") else [f"{table}.{column}"]
+    assert shown == []
+    assert hidden >= {"hash", "secret", "engine_key"}
 
 
 def test_a_change_is_an_entry_with_who_what_and_why(three: Connection) -> None:
