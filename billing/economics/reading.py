@@ -8,7 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, func, literal_column, select, true
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Integer,
+    column,
+    func,
+    literal_column,
+    select,
+    true,
+    values,
+)
 
 from billing.catalogue import models, pools
 from billing.catalogue.models import Model
@@ -199,22 +210,28 @@ def read_used(connection: Connection, catalogue: Catalogue, months: Months) -> I
 def _of_hours(connection: Connection, catalogue: Catalogue, months: Months) -> list[tuple[str, int, Used]]:
     of = usage_hour.c
     book = PriceBook(list_prices(connection))
-    elsewhere = [
+    elsewhere = {
         row.instance_id
         for row in connection.execute(select(instance.c.instance_id, instance.c.engine))
         if is_provider(row.engine)
-    ]
-    groups = (
-        months.index_of(of.hour, HOUR_MS), of.tenant, of.model, of.contract, of.instance.in_(elsewhere),
-        of.pricing, of.price_id,
-    )  # fmt: skip
-    query = (
-        select(*groups, func.min(of.hour), *(func.sum(of[name]) for name in _COUNTS))
-        .where(of.hour >= months.edges_ms[0] // HOUR_MS, of.hour < months.last_hour)
-        .group_by(*_by_place(groups))
+    }
+    # A month at a time and by columns alone: then PostgreSQL knows how few groups there are, and sorts
+    # nothing.
+    edges = [edge // HOUR_MS for edge in months.edges_ms[:-1]]
+    spans = values(
+        column("month", Integer), column("first", BigInteger), column("last", BigInteger), name="months"
+    ).data(list(zip(range(len(edges)), edges, [*edges[1:], months.last_hour], strict=True)))
+    groups = (of.tenant, of.model, of.contract, of.instance, of.pricing, of.price_id)
+    month = (
+        select(*groups, func.min(of.hour).label("first_hour"), *(func.sum(of[name]) for name in _COUNTS))
+        .where(of.hour >= spans.c.first, of.hour < spans.c.last)
+        .group_by(*groups)
+        .lateral("used")
     )
+    query = select(spans.c.month, *month.c).select_from(spans.join(month, true()))
     found = []
-    for month, tenant_id, model, contract, away, pricing, _, hour, *sums in connection.execute(query):
+    for index, tenant_id, model, contract, place, pricing, _, hour, *sums in connection.execute(query):
+        away = place in elsewhere
         requests, prompt, cached, written, output, units_mu, amount = map(int, sums)
         tokens = Tokens(prompt, cached, output, written)
         price = book.at(model, hour * HOUR_MS)
@@ -228,7 +245,7 @@ def _of_hours(connection: Connection, catalogue: Catalogue, months: Months) -> l
             revenue_providers=amount if away else 0,
             price_unknown_requests=requests if pricing == Pricing.UNPRICED.value else 0,
         )
-        found.append((catalogue.pool_of(model), month, used))
+        found.append((catalogue.pool_of(model), index, used))
     return found
 
 

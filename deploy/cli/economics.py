@@ -112,6 +112,8 @@ def _print(report: Mapping[str, Any]) -> None:
     total: Row = {**report["total"], **dict.fromkeys(report["by"][:1], "total")}
     lines = report["lines"]
     print_table({**names, **FIGURES}, lines if len(lines) == 1 else [*lines, total])
+    if report["total"]["machine_hours"] == "0":
+        click.echo("no pool had machines: `taas pool set POOL --instances N`", err=True)
     for word, why in _UNKNOWN.items():
         count = report["total"]["unknown"][word]
         if float(count):

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import redis
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, insert, text
+from sqlalchemy.exc import DBAPIError
 
 from billing.catalogue import tenants
 from billing.catalogue.money import Money
@@ -147,7 +148,9 @@ def test_the_revenue_of_a_tenant_is_its_invoice(
     assert by_pool == {POOL: "1925.00", None: "-1.30"}
 
 
-def test_the_machines_of_a_pool_have_versions(admin: TestClient, november: str) -> None:
+def test_the_machines_of_a_pool_have_versions_that_stay(
+    admin: TestClient, november: str, database: Engine
+) -> None:
     newest = admin.post("/admin/v1/machines", json={"pool": POOL, "use": "internal"}).json()
     assert (newest["usd_per_hour"], newest["kw"], newest["overhead"]) == ("5.00", "8", "1.25")
     versions = admin.get("/admin/v1/machines", params={"pool": POOL}).json()["data"]
@@ -155,6 +158,9 @@ def test_the_machines_of_a_pool_have_versions(admin: TestClient, november: str) 
     mended = {"pool": POOL, "from": "2025-11-16", "usd_per_hour": "0"}
     assert admin.post("/admin/v1/machines", json=mended).status_code == 201
     assert ask(admin)["total"]["cost_machines"] == "2880.00"
+    for change in ("delete from machine_terms", "update machine_terms set gpus = 1"):
+        with pytest.raises(DBAPIError, match="append-only"), database.begin() as connection:
+            connection.execute(text(change))
 
 
 def test_what_is_expected_is_what_was_used_and_earned_of_late(admin: TestClient, database: Engine) -> None:

@@ -73,6 +73,7 @@ def test_what_is_not_known_is_said(taas: Taas, told: Told) -> None:
     assert "2,928 machine-hours are not in the cost" in table.stderr
     (line,) = told("economics", *PERIOD)["lines"]
     assert (line["cost"], line["margin"], line["per_kwh"]["cost"]) == (None, None, None)
+    assert "nothing was used" in taas("economics", "--until", "1970-02-01", "--from", "1970-02-01").stdout
 
 
 def test_what_a_reclaim_a_notice_and_other_prices_would_cost(taas: Taas, told: Told, tmp_path: Path) -> None:
