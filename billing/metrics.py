@@ -59,6 +59,12 @@ class BillingMetrics:
         self.findings = self.shared.gauge(
             "taas_audit_findings", "What the last audit found, by kind.", "kind"
         )
+        self.finding_rows = self.shared.gauge(
+            "taas_findings", "What audits found and is still there, by kind and state.", "kind", "state"
+        )
+        self.oldest_open = self.shared.gauge(
+            "taas_oldest_open_request_seconds", "Age of the oldest request that runs, at the last audit."
+        )
         self.shared.registry.register(self.inventory)
         self.registry.register(self.shared)
 
@@ -138,6 +144,10 @@ class BillingMetrics:
         """Publish an audit; instances that are not in it lose their series."""
         for finding in FindingKind:
             self.findings.labels(finding.value).set(sum(each.kind is finding for each in report.findings))
+        self.finding_rows.clear()
+        for (kind, state), count in report.rows.items():
+            self.finding_rows.labels(kind, state).set(count)
+        self.oldest_open.set(report.oldest_open_ms / 1000)
         instances = {each.instance for each in report.instances}
         for gone in self._audited - instances:
             self.residual.remove(gone, "prompt")

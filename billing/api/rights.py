@@ -139,6 +139,8 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "GET /admin/v1/usage/export": _READ | _OWN,
     "GET /admin/v1/provider-usage": _READ,
     "GET /admin/v1/audit": _READ,
+    "GET /admin/v1/findings": _READ,
+    "PATCH /admin/v1/findings/{finding_id}": _OPERATE | _PRICE,
     "GET /admin/v1/audit-log": _READ | _OWN_ADMIN,
     "GET /admin/v1/capacity": _READ | _SERVICE,
     "GET /admin/v1/scrape-targets": _READ | _SERVICE,

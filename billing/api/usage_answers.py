@@ -202,6 +202,23 @@ class AuditLogHead(Answer):
     hash: str
 
 
+class FindingRowAnswer(Answer):
+    """A finding from when it was seen until it is gone (`gone_ms`; null: it is there). `said`: as it was seen
+    last. `state`: `open`, `acknowledged` (it has an owner), `resolved` for a `reason`, or `closed`: it is
+    gone, and nobody had resolved it.
+    """
+
+    finding: str
+    kind: FindingKind
+    said: FindingAnswer
+    state: Literal["open", "acknowledged", "resolved", "closed"]
+    owner: str | None
+    reason: str | None
+    opened_ms: Ms
+    changed_ms: Ms
+    gone_ms: Ms | None
+
+
 class AuditAnswer(Answer):
     """`residual_tokens`: tokens that nothing explains."""
 

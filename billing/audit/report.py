@@ -3,8 +3,8 @@ nothing but the stored differences.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,9 @@ class AuditReport:
     findings: tuple[Finding, ...]
     # The last entry of the audit log, if that was checked.
     head: Head | None = None
+    # Rows of findings that are there, by kind and state; the age of the oldest open request.
+    rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    oldest_open_ms: int = 0
 
     @property
     def residual_tokens(self) -> int:

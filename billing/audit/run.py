@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Engine
 
 from billing.accounts import audit_log
+from billing.audit import finding_rows
 from billing.audit.clocks import check_clocks, difference_ms
 from billing.audit.engine_counters import Absorbed, CounterPoller
 from billing.audit.reading import AuditReading, read_all, snapshot
@@ -33,6 +34,7 @@ from billing.invoices.check import check_invoices
 from billing.ledger.check import check_ledger, set_aside
 from billing.ledger.checkpoints import check_checkpoints
 from billing.usage.busy_cells import BusyCells
+from billing.wire import redis_clock
 from billing.wire.tokens import NO_TOKENS
 
 # Time between two readings that must agree before a residual is believed: many steps of any engine.
@@ -132,4 +134,11 @@ class Auditor:
                 findings += check_invoices(connection)
                 findings += audit_log.check(connection)
                 head = audit_log.head(connection)
-        return AuditReport(by_instance(reading.balances), tuple(findings), head)
+        with self._engine.begin() as connection:
+            finding_rows.keep(connection, findings, facts=check_facts)
+            rows = finding_rows.count_by_state(connection)
+        oldest_ms = min((each.started_ms for each in reading.open.by_id.values()), default=None)
+        age_ms = 0 if oldest_ms is None else max(0, redis_clock.now_ms(self._client) - oldest_ms)
+        return AuditReport(
+            by_instance(reading.balances), tuple(findings), head, rows=rows, oldest_open_ms=age_ms
+        )

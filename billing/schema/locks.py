@@ -19,4 +19,6 @@ class AdvisoryLock(IntEnum):
     PROJECTION = 7_461_620
     # Of two models that are added to one pool at once, the second sees whose the first is.
     POOL_OWNERS = 7_461_621
+    # What one audit found is kept before what the next one found.
+    FINDINGS = 7_461_624
     IDEMPOTENCY = 7_461_630

@@ -19,10 +19,10 @@ from billing.wire.usage_event import UsageEvent
 _ENTRIES_MAX: Final = 20_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRequest:
-    """A running request: its instance, what it had produced at its last checkpoint, and its number of
-    samples.
+    """A running request: its instance, what it had produced at its last checkpoint, its number of samples,
+    when it started.
     """
 
     instance: str
@@ -30,6 +30,7 @@ class OpenRequest:
     model: str
     tokens: CounterPair
     samples: int
+    started_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +85,12 @@ def read_open(client: redis.Redis, cells: Collection[str]) -> OpenRequests:
         try:
             fields = orjson.loads(head)
             by_id[request_id] = OpenRequest(
-                str(fields["instance"]),
-                str(fields["epoch"]),
-                str(fields.get("model", "")),
-                CounterPair(int(prompt or 0), int(output or 0)),
-                int(fields.get("samples", 1)),
+                instance=str(fields["instance"]),
+                epoch=str(fields["epoch"]),
+                model=str(fields.get("model", "")),
+                tokens=CounterPair(int(prompt or 0), int(output or 0)),
+                samples=int(fields.get("samples", 1)),
+                started_ms=int(fields["started_ms"]),
             )
         except (ValueError, KeyError, TypeError):
             unreadable.append(request_id)

@@ -49,6 +49,7 @@ _COMMANDS: Final = {
     "books": ("deploy.cli.books", "books"),
     "usage": ("deploy.cli.usage", "usage"),
     "checkpoint": ("deploy.cli.checkpoint", "checkpoint"),
+    "finding": ("deploy.cli.finding", "finding"),
     "audit": ("deploy.cli.audit", "audit"),
     "audit-log": ("deploy.cli.audit_log", "audit_log"),
     "reconcile": ("deploy.cli.reconcile", "reconcile"),

@@ -308,6 +308,8 @@ def test_what_every_operation_answers_is_what_the_document_says(
                  "models/m", "pools/m", "autoscaling", "autoscaling/m", "batches", "credits",
                  "terms?tenant=acme", "invoices", "makers", "books", "/healthz"):  # fmt: skip
         ask("GET", path)
+    finding = ask("GET", "findings")["data"][0]["finding"]
+    assert ask("PATCH", f"findings/{finding}", owner="ada")["state"] == "acknowledged"
     admin_key = ask("POST", "admin-keys", role="finance")["key_id"]
     ask("POST", f"admin-keys/{admin_key}/rotate", overlap_seconds=5)
     for path in ("admin-keys", f"admin-keys/{admin_key}", "audit-log"):

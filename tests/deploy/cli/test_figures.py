@@ -63,6 +63,18 @@ def test_usage_by_hour_has_a_line_each_and_a_sum(taas: Taas, told: Told, used):
     assert "acme" in taas("usage", "--by", "tenant", *EVER).stdout
 
 
+def test_a_finding_is_assigned_and_resolved(taas: Taas, told: Told, used: None) -> None:
+    told("model", "add", "m2", "--context", "2048", "--visible", "everyone")
+    taas("audit")
+    (row,) = told("finding", "list", "--kind", "not_for_sale")["data"]
+    assert (row["state"], row["said"]["ids"]) == ("open", ["m2"])
+    assert "acknowledged" in taas("finding", "assign", row["finding"], "--owner", "ada").stdout
+    resolved = told("finding", "resolve", row["finding"], "--reason", "sold from May on")
+    assert (resolved["owner"], resolved["state"]) == ("ada", "resolved")
+    assert "sold from May on" in taas("finding", "list", "--state", "resolved").stdout
+    assert row["finding"] not in taas("finding", "list", "--state", "open").stdout
+
+
 def test_usage_is_exported_and_verified(taas: Taas, used: None, tmp_path: Path) -> None:
     export, public = tmp_path / "acme.ndjson", tmp_path / "evidence.pub"
     public.write_text(taas("evidence", "key").stdout)
