@@ -59,6 +59,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "allocator": ("catalogue", "cell", "contracts", "fleet", "usage", "metrics"),
         "batch": ("ledger", "batches", "database", "idempotency"),
         "invoices": ("catalogue", "contracts", "ledger"),
+        "exports": ("catalogue", "contracts", "invoices", "ledger", "usage"),
         "autoscaling": ("catalogue", "contracts", "allocator", "fleet"),
         "api": (
             "accounts",
@@ -68,6 +69,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
             "invoices",
             "reclaims",
             "economics",
+            "exports",
             "allocator",
             "ledger",
             "fleet",
@@ -94,7 +96,7 @@ PURE = (
     "billing.allocator.shares", "billing.allocator.minutes", "gateway.stream.continuation",
     "billing.contracts.terms", "billing.contracts.timeline", "billing.contracts.position",
     "billing.contracts.quote", "billing.autoscaling.decide", "billing.economics.months",
-    "billing.economics.shown",
+    "billing.economics.shown", "billing.exports.recorded", "billing.exports.shapes",
 )  # fmt: skip
 DOES_IO = {
     "redis", "hiredis", "httpx", "httptools", "sqlalchemy", "psycopg", "alembic", "socket", "asyncio",

@@ -7,11 +7,15 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from billing.api.control import Control
-from billing.api.fields import Moment, Name
+from billing.api.fields import Label, Moment, Name
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.api.signing_key import signing_key
 from billing.api.usage_answers import CheckpointListing
+from billing.exports import files
+from billing.exports.files import csv_rows
+from billing.exports.reading import requests_between
+from billing.exports.recorded import Form
 from billing.ledger.checkpoints import Checkpoint, list_checkpoints
 from billing.ledger.usage_export import export_usage, span_of
 from billing.refusals import Invalid
@@ -21,6 +25,8 @@ from billing.wire.evidence import public_pem
 router = APIRouter(prefix="/admin/v1/usage", tags=["usage"], dependencies=[KNOWN_QUERY])
 
 _NDJSON: Final = "application/x-ndjson"
+_CSV: Final = "text/csv"
+ExportForm = Literal["ndjson", "cloudevents", "openmeter", "stripe", "lago", "csv"]
 _PIECE_BYTES: Final = 256 * 1024
 Whose = Annotated[Name, Query(description="A tenant's id or name.")]
 
@@ -37,16 +43,22 @@ def checkpoints(control: Control, tenant: Whose, page: PageQuery) -> dict[str, A
     return shown | {"public_key": None if path is None else public_pem(signing_key(path))}
 
 
-@router.get("/export", response_class=StreamingResponse, responses={200: {"content": {_NDJSON: {}}}})
+@router.get(
+    "/export", response_class=StreamingResponse, responses={200: {"content": {_NDJSON: {}, _CSV: {}}}}
+)
 def export(
     control: Control,
     tenant: Whose,
     since: Annotated[Moment, Query(alias="from")],
     until: Annotated[Moment | None, Query(description="Default: now.")] = None,
-    format: Annotated[Literal["ndjson"], Query(description="Lines of JSON.")] = "ndjson",
+    format: Annotated[ExportForm, Query(description="The form of the file.")] = "ndjson",
+    customer: Annotated[
+        Label | None, Query(description="Of `stripe` and `lago`: their name of the customer or subscription.")
+    ] = None,
 ) -> StreamingResponse:
-    """What was recorded of a tenant in [from, until): entries with their place in the chain, prices,
-    receipts, invoices and signed checkpoints, in one file that `taas-verify` checks without us.
+    """What was recorded of a tenant in [from, until). `ndjson`: entries with their place in the chain,
+    prices, receipts, invoices and signed checkpoints, in one file that `taas-verify` checks without us. Other
+    forms: its requests as other systems take them.
     """
     key = None if control.evidence_key_file is None else signing_key(control.evidence_key_file)
     with control.reading() as connection:
@@ -58,9 +70,16 @@ def export(
 
     def lines() -> Iterator[bytes]:
         with control.reading() as connection:
-            yield from export_usage(connection, found, span, key)
+            if format == "ndjson":
+                yield from export_usage(connection, found, span, key)
+                return
+            requests = requests_between(connection, found.tenant_id, span.first, span.last)
+            yield from (
+                csv_rows(requests) if format == "csv" else files.lines(requests, Form(format), customer)
+            )
 
-    return StreamingResponse(_pieces(lines()), media_type=_NDJSON)
+    media_type = _CSV if format == "csv" else _NDJSON
+    return StreamingResponse(_pieces(lines()), media_type=media_type)
 
 
 def _pieces(lines: Iterator[bytes]) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ An entry that an earlier version of billing recorded, or one from before there w
 `usage_unchained` until `chain_waiting` adds it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -26,6 +26,7 @@ from billing.wire.value import Value
 HOUSE: Final = ""
 # The account whose sum is an entry's amount.
 _OWED: Final = "receivable"
+_ENTRIES_AT_ONCE: Final = 500
 
 
 class Head(Value, frozen=True):
@@ -188,6 +189,18 @@ def stored_entry(row: Mapping[Any, Any], price_digest: str) -> ChainedEntry:
         kind=None if row["of_request"] is not None else row["entry_kind"],
         subject=row["subject"],
     )
+
+
+def entries_between(connection: Connection, chain: str, first: int, last: int) -> Iterator[Mapping[Any, Any]]:
+    """The links at positions `first` to `last`, with their `ENTRY_COLUMNS`, some read at a time."""
+    of = usage_chain.c
+    links = select(of.position, of.chained_ms, of.hash, of.parts, *ENTRY_COLUMNS).select_from(
+        usage_chain.join(ENTRIES, ledger_transaction.c.transaction_id == of.transaction_id)
+    )
+    for begins in range(first, last + 1, _ENTRIES_AT_ONCE):
+        ends = min(last, begins + _ENTRIES_AT_ONCE - 1)
+        query = links.where(of.chain == chain, of.position.between(begins, ends)).order_by(of.position)
+        yield from connection.execute(query).mappings().all()
 
 
 def chain_waiting(connection: Connection, *, most: int, corrections: bool = False) -> int:

@@ -15,21 +15,14 @@ from sqlalchemy import Connection, select
 from billing.catalogue.price_book import Price, prices_by_id
 from billing.catalogue.tenants import Tenant
 from billing.ledger import checkpoints
-from billing.ledger.chain import (
-    ENTRIES,
-    ENTRY_COLUMNS,
-    PriceDigests,
-    stored_entry,
-)
+from billing.ledger.chain import PriceDigests, entries_between, stored_entry
 from billing.ledger.chain_entry import NO_HASH, canonical, price_document, public_part
 from billing.ledger.checkpoints import Checkpoint
 from billing.schema.chain import usage_chain, usage_chain_head
 from billing.schema.clock import database_now_ms
 from billing.schema.invoices import invoice
-from billing.schema.ledger import ledger_transaction
 
 VERSION: Final = 1
-_ENTRIES_AT_ONCE: Final = 500
 _KINDS: Final = ("uncached_input", "cached_input", "cache_write", "output")
 
 
@@ -48,8 +41,8 @@ class Span:
 
 def span_of(connection: Connection, chain: str, from_ms: int, until_ms: int) -> Span:
     """What was recorded in [from, until)."""
-    before = _position_before(connection, chain, from_ms)
-    last = max(before, _position_before(connection, chain, until_ms))
+    before = position_before(connection, chain, from_ms)
+    last = max(before, position_before(connection, chain, until_ms))
     return Span(from_ms, until_ms, before + 1, last, _hash_at(connection, chain, before))
 
 
@@ -74,7 +67,7 @@ def export_usage(
         yield _line("checkpoint", due.to_json())
         due = next(days, None)
     digests, prices = PriceDigests(), dict[int, Price]()
-    for row in _rows(connection, chain, span):
+    for row in entries_between(connection, chain, span.first, span.last):
         if row["price_id"] is not None and row["price_id"] not in prices:
             prices |= prices_by_id(connection, [row["price_id"]])
             yield _line("price", price_document(prices[row["price_id"]]))
@@ -137,18 +130,7 @@ def _invoices(connection: Connection, chain: str, span: Span) -> Iterator[bytes]
         yield head[:-1] + b',"document":' + bytes(row.document) + b"}\n"
 
 
-def _rows(connection: Connection, chain: str, span: Span) -> Iterator[Mapping[Any, Any]]:
-    of = usage_chain.c
-    links = select(of.position, of.chained_ms, of.hash, of.parts, *ENTRY_COLUMNS).select_from(
-        usage_chain.join(ENTRIES, ledger_transaction.c.transaction_id == of.transaction_id)
-    )
-    for begins in range(span.first, span.last + 1, _ENTRIES_AT_ONCE):
-        ends = min(span.last, begins + _ENTRIES_AT_ONCE - 1)
-        query = links.where(of.chain == chain, of.position.between(begins, ends)).order_by(of.position)
-        yield from connection.execute(query).mappings().all()
-
-
-def _position_before(connection: Connection, chain: str, moment_ms: int) -> int:
+def position_before(connection: Connection, chain: str, moment_ms: int) -> int:
     """Of the last link before this moment; 0 if there is none. Links are in the order of their moments."""
     head = select(usage_chain_head.c.position).where(usage_chain_head.c.chain == chain)
     low, high = 0, connection.execute(head).scalar_one_or_none() or 0

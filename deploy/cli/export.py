@@ -18,26 +18,36 @@ from deploy.cli.moments import BACK, back
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["ndjson"]),
+    type=click.Choice(["ndjson", "cloudevents", "openmeter", "stripe", "lago", "csv"]),
     default="ndjson",
     show_default=True,
     help="The form of usage.",
 )
+@click.option("--customer", help="Of stripe and lago: their name of the customer. Default: the tenant's id.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Default: print it."
 )
-def export(tenant: str | None, since: str | None, until: str | None, form: str, out: Path | None) -> None:
+def export(
+    tenant: str | None,
+    since: str | None,
+    until: str | None,
+    form: str,
+    customer: str | None,
+    out: Path | None,
+) -> None:
     """Without --tenant: print models, adapters, pools, instances added by hand, and prices as a file for
     `taas apply`. Keys of instances are not in it: name their files in `key_file` before you apply it
     elsewhere.
 
-    With --tenant: one file of what was recorded of a tenant, with its chain of hashes, prices, receipts,
-    invoices and signed checkpoints, which `taas-verify` checks without this system.
+    With --tenant: what was recorded of a tenant. ndjson has its chain of hashes, prices, receipts, invoices
+    and signed checkpoints, which `taas-verify` checks without this system. cloudevents and openmeter are a
+    CloudEvent a line for each request; stripe and lago, the body of one call a line; csv, a row for each.
 
     \b
     taas export > state.yaml
     taas export --tenant acme --from 2026-11-01 --until 2026-12-01 --format ndjson --out acme.ndjson
     taas-verify acme.ndjson --key evidence.pub
+    taas export --tenant acme --from 2026-11-01 --format stripe --customer cus_… --out acme.jsonl
     """
     if tenant is None:
         if since or until:
@@ -53,7 +63,10 @@ def export(tenant: str | None, since: str | None, until: str | None, form: str, 
         return
     if since is None:
         raise click.UsageError("Say --from when.")
-    query = {"tenant": tenant, "from": back(since, "--from"), "until": back(until, "--until"), "format": form}
+    query = {
+        "tenant": tenant, "from": back(since, "--from"), "until": back(until, "--until"), "format": form,
+        "customer": customer,
+    }  # fmt: skip
     if out is None:
         download(sys.stdout.buffer, "usage", "export", query=query)
         return

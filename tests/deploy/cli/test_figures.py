@@ -1,5 +1,6 @@
 """Tables of figures: usage with a sum, receipts, and the audit's pairs."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,12 @@ def test_usage_is_exported_and_verified(taas: Taas, used: None, tmp_path: Path) 
     done = subprocess.run(verify, capture_output=True, text=True, check=False)
     assert (done.returncode, "request req_1 (position 1): its event part" in done.stdout) == (1, True)
     assert taas("export", "--tenant", "acme", *EVER).stdout.count("\n") == 6
+    cloud = taas("export", "--tenant", "acme", *EVER, "--format", "cloudevents").stdout.splitlines()
+    assert [json.loads(line)["id"] for line in cloud] == ["req_1", "req_2"]
+    stripe = taas("export", "--tenant", "acme", *EVER, "--format", "stripe", "--customer", "cus_1").stdout
+    assert {e["payload"]["stripe_customer_id"] for e in json.loads(stripe)["events"]} == {"cus_1"}
+    rows = taas("export", "--tenant", "acme", *EVER, "--format", "csv").stdout.splitlines()
+    assert (len(rows), rows[1].split(",")[0]) == (3, "req_1")
     assert "no day is over yet" in taas("checkpoint", "list", "--tenant", "acme").stdout
     taas("export", "--tenant", "nobody", *EVER, exit_code=1)
     taas("export", "--tenant", "acme", exit_code=2)

@@ -1,0 +1,1 @@
+"""What is recorded, in the forms that other systems of billing and finance take."""
