@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import httpx
 
 DEFAULT_URL: Final = "http://127.0.0.1:8001"
-# An audit waits for usage on its way and may read back a whole ledger.
-_TIMEOUT_S: Final = 120.0
+# An audit waits for usage on its way and may read back a whole ledger: some 10,000 entries a second.
+_TIMEOUT_S: Final = 600.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 _REPEATS_MAX: Final = 3
 _REPEAT_AFTER_S: Final = 0.5
