@@ -134,16 +134,17 @@ class PriceBook:
                     return price
         return None
 
-    def contract_held(self, tenant_id: str, pool: str, moment_ms: int) -> str | None:
-        """The tenant's contract with prices of its own in this pool at this moment; the one that began last,
-        if there are several.
+    def contracts_held(self, tenant_id: str, pool: str, moment_ms: int) -> list[str]:
+        """The tenant's contracts with prices of their own in this pool at this moment; the one that began
+        last comes first.
         """
         held = [
             each
             for each in self._holders.get((tenant_id, pool), ())
             if each.from_ms <= moment_ms < each.until_ms
         ]
-        return max(held, key=lambda each: (each.from_ms, each.contract_id)).contract_id if held else None
+        held.sort(key=lambda each: (each.from_ms, each.contract_id), reverse=True)
+        return [each.contract_id for each in held]
 
 
 def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:

@@ -163,11 +163,11 @@ def price_scopes(event: Chargeable, book: PriceBook) -> Iterator[Scope]:
     each, that of batches for a line of one, that of its class, that of all. A request above its tenant's
     contract has none, but pays by it.
     """
-    contract = event.contract
-    if contract is None and (event.decision or {}).get("why") == "spilled":
-        contract = book.contract_held(event.tenant, event.pool, event.started_ms)
+    contracts = [event.contract] if event.contract else []
+    if event.contract is None and (event.decision or {}).get("why") == "spilled":
+        contracts = book.contracts_held(event.tenant, event.pool, event.started_ms)
     classes = (*(("batch",) if event.line else ()), str(event.class_), None)
-    for holder in (contract, None) if contract else (None,):
+    for holder in (*contracts, None):
         for class_ in classes:
             yield Scope(contract_id=holder, class_=class_)
 

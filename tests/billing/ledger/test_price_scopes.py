@@ -97,6 +97,25 @@ def test_the_nearest_price_holds(database: Engine) -> None:
         }  # fmt: skip
 
 
+def test_of_two_contracts_the_one_with_a_price_of_the_model_holds(database: Engine) -> None:
+    """Whatever else is recorded with the request."""
+    with database.begin() as connection:
+        sign(connection, OURS, "ten_a")
+        sign(connection, OTHERS, "ten_a")
+        rate(connection, "8")
+        ours = rate(connection, "1", Scope(contract_id=OURS))
+        rates = {"input": "2", "cached_input": "2", "output": "2"}
+        set_price(
+            connection, "m2", **rates, valid_from_ms=0, scope=Scope(contract_id=OTHERS), now_ms=lambda: 0
+        )
+        assert record(connection, request("alone", spilled=True))["alone"] == ours
+        both = record(
+            connection, request("above", spilled=True), request("with", model="m2", contract=OTHERS)
+        )
+        assert both["above"] == ours
+        assert check_ledger(connection) == []
+
+
 SCOPES = st.builds(
     Scope,
     st.none(),
