@@ -1,7 +1,6 @@
 """Credit notes: what of a final invoice is given back. The invoice itself stays."""
 
 from dataclasses import replace
-from fractions import Fraction
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection
@@ -11,7 +10,7 @@ from billing.catalogue.price_book import hold_prices
 from billing.invoices import store
 from billing.invoices.close import terms_of
 from billing.invoices.document import Facts, credit_note_document, sha256, signed
-from billing.invoices.lines import CENT_PICOUSD, Line, to_cents
+from billing.invoices.lines import CENT_PICOUSD, Line, tax_on
 from billing.invoices.store import Stored
 from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
 from billing.refusals import Conflict, Invalid
@@ -41,7 +40,9 @@ def issue(
     made_number = store.next_number(connection, "credit_note")
     terms = terms_of(corrected.facts)
     line = Line.of("correction", {"invoice": number}, -amount.picousd)
-    tax = to_cents(Fraction(-amount.picousd * terms.tax_basis_points, 10_000))
+    # What is left of the tax follows what is left of the invoice, so that all notes together give back all
+    # of it and no more, however they are rounded.
+    tax = tax_on(left - amount, terms) - tax_on(left, terms)
     facts = replace(Facts(**corrected.facts["facts"]), issued_ms=now_ms)
     document = credit_note_document(made_number, number, reason, facts, terms, line, tax)
     key_id, signature = signed(document, key)
