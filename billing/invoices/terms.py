@@ -11,10 +11,12 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select
 
 from billing.catalogue.money import Money, MoneyError
+from billing.catalogue.price_book import hold_prices
 from billing.contracts.store import list_all
 from billing.contracts.terms import Contract
 from billing.contracts.timeline import FOREVER_MS
 from billing.invoices.lines import Reserved, Terms, Tier
+from billing.moments import utc
 from billing.refusals import Conflict, Invalid
 from billing.schema.capacity import contract as contract_table
 from billing.schema.invoices import capacity_price, invoiced, tenant_terms
@@ -47,11 +49,7 @@ def set_terms(connection: Connection, tenant_id: str, terms: Terms, from_ms: int
     """Add a version. Raises Conflict for a moment that is on an invoice; Invalid for tiers that contradict
     themselves.
     """
-    closed = connection.execute(
-        select(invoiced.c.until_ms).where(invoiced.c.tenant_id == tenant_id)
-    ).scalar_one_or_none()
-    if closed is not None and from_ms < closed:
-        raise Conflict("There is an invoice of that moment.", param="from", code="already_invoiced")
+    _refuse_invoiced(connection, tenant_id, from_ms)
     if len({tier.above for tier in terms.tiers}) < len(terms.tiers):
         raise Invalid("Two tiers begin at the same amount.", param="tiers")
     connection.execute(
@@ -66,6 +64,18 @@ def set_terms(connection: Connection, tenant_id: str, terms: Terms, from_ms: int
         )
     )
     return DatedTerms(from_ms, terms)
+
+
+def _refuse_invoiced(connection: Connection, tenant_id: str, from_ms: int) -> None:
+    # No period is closed until the caller's transaction ends.
+    hold_prices(connection)
+    closed = connection.execute(
+        select(invoiced.c.until_ms).where(invoiced.c.tenant_id == tenant_id)
+    ).scalar_one_or_none()
+    if closed is not None and from_ms < closed:
+        raise Conflict(
+            f"There is an invoice of that moment: until {utc(closed)}.", param="from", code="already_invoiced"
+        )
 
 
 def list_terms(connection: Connection, tenant_id: str) -> list[DatedTerms]:
@@ -84,7 +94,9 @@ def terms_at(connection: Connection, tenant_id: str, moment_ms: int) -> Terms:
 def set_capacity_price(
     connection: Connection, contract: Contract, usd: str, sla_percent: int, from_ms: int, now_ms: int
 ) -> CapacityPrice:
-    """Add a version. It may begin in the past only while the contract has none. Raises Conflict, Invalid."""
+    """Add a version. It may begin in the past only while the contract has none, and never in what is on an
+    invoice: there its capacity would be on none. Raises Conflict, Invalid.
+    """
     try:
         amount = Money.parse(usd)
     except MoneyError as exc:
@@ -95,6 +107,7 @@ def set_capacity_price(
         raise Conflict(
             "The contract has a price already: the past keeps it.", param="from", code="already_priced"
         )
+    _refuse_invoiced(connection, contract.terms.tenant_id, from_ms)
     connection.execute(
         insert(capacity_price).values(
             contract_id=contract.contract_id,
