@@ -18,20 +18,21 @@ from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import hold_prices
 from billing.catalogue.projection import read_cells
 from billing.catalogue.tenants import Tenant
+from billing.contracts.timeline import FOREVER_MS
 from billing.invoices import credits, prepaid, store
 from billing.invoices.document import Facts, invoice_document, sha256, signed
-from billing.invoices.lines import Bill, Reserved, Short, Terms, Tier, Used, make_bill
+from billing.invoices.lines import Bill, Reserved, Short, Terms, Tier, Used, capacity_amount, make_bill
 from billing.invoices.periods import name_of, next_name, period
 from billing.invoices.reading import (
-    amount_used,
     capacity,
     not_billed,
+    owed_for_usage,
     used_by_transactions,
     used_in_period,
     used_late,
 )
 from billing.invoices.store import Stored
-from billing.invoices.terms import terms_at
+from billing.invoices.terms import capacity_charges, list_terms, terms_at
 from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
 from billing.moments import utc
 from billing.refusals import Conflict, Invalid
@@ -66,16 +67,34 @@ class Draft:
 
 
 def next_period(connection: Connection, tenant: Tenant) -> str | None:
-    """The period that is closed next; None if the tenant has used nothing yet."""
+    """The period that is closed next: after the last one, or the first with anything to pay. None if there is
+    nothing yet.
+    """
     last = store.last_of(connection, tenant.tenant_id)
     if last is not None:
         return next_name(last.period)
-    first = connection.execute(
+    first_ms = _first_owed_ms(connection, tenant)
+    if first_ms is None:
+        return None
+    # Of the month in which it is, or of the one before: as `make_draft` begins it.
+    begins_ms, _ = period(name_of(first_ms, 1, tenant.time_zone), 1, tenant.time_zone)
+    return name_of(first_ms, terms_at(connection, tenant.tenant_id, begins_ms).day, tenant.time_zone)
+
+
+def _first_owed_ms(connection: Connection, tenant: Tenant) -> int | None:
+    """From when there is usage (its hour), capacity with a price, or a commitment."""
+    hour = connection.execute(
         select(func.min(usage_hour.c.hour)).where(usage_hour.c.tenant == tenant.tenant_id)
     ).scalar_one()
-    if first is None:
-        return None
-    return name_of(first * HOUR_MS, terms_at(connection, tenant.tenant_id, 0).day, tenant.time_zone)
+    moments = [] if hour is None else [hour * HOUR_MS]
+    reserved = capacity_charges(connection, 0, FOREVER_MS, tenant.tenant_id)
+    moments += [piece.from_ms for piece, _ in reserved if capacity_amount(piece)]
+    moments += [
+        max(dated.from_ms, tenant.created_ms)
+        for dated in list_terms(connection, tenant.tenant_id)
+        if dated.terms.commitment > ZERO
+    ]
+    return min(moments, default=None)
 
 
 def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str, now_ms: int) -> Draft:
@@ -126,7 +145,9 @@ def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str
         bill.total,
         from_ms,
         until_ms,
-        lambda moment_ms: amount_used(connection, tenant.tenant_id, from_ms, moment_ms),
+        lambda moment_ms: owed_for_usage(
+            connection, tenant.tenant_id, from_ms, moment_ms, terms.tax_basis_points
+        ),
     )
     return Draft(
         facts=facts,

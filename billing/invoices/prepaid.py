@@ -16,7 +16,7 @@ from billing.catalogue.money import Money
 from billing.catalogue.names import BUDGET_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
 from billing.invoices import credits
-from billing.invoices.reading import amount_used
+from billing.invoices.reading import owed_for_usage
 from billing.invoices.terms import terms_at
 from billing.ledger.budget_spent import recount
 from billing.schema.budgets import budget
@@ -58,7 +58,7 @@ def renew(connection: Connection, tenant_id: str, now_ms: int) -> None:
     )
 
     def used_before(moment_ms: int) -> Money:
-        return Money(amount_used(connection, tenant_id, since, moment_ms).picousd * (10_000 + tax) // 10_000)
+        return owed_for_usage(connection, tenant_id, since, moment_ms, tax)
 
     # What was used before a credit expired it still pays for.
     paid = credits.choose(every, used_before(now_ms), since, now_ms + 1, used_before)

@@ -5,13 +5,14 @@ the last one that it counted. What was recorded of a moment after its invoice is
 """
 
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, and_, func, literal, literal_column, select
 
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import Price, prices_by_id
-from billing.invoices.lines import TOKEN_KINDS, Reserved, Short, Used
+from billing.invoices.lines import TOKEN_KINDS, Reserved, Short, Used, to_cents
 from billing.invoices.terms import capacity_charges
 from billing.ledger.entries import Pricing
 from billing.ledger.usage_report import CLASS, usage_between
@@ -84,11 +85,14 @@ def not_billed(connection: Connection, tenant_id: str, from_ms: int, until_ms: i
     return {each.value: counts.get(each.value, 0) for each in (Pricing.UNPRICED, Pricing.QUARANTINED)}
 
 
-def amount_used(connection: Connection, tenant_id: str, from_ms: int, until_ms: int) -> Money:
-    """What usage in [from, until) costs."""
+def owed_for_usage(
+    connection: Connection, tenant_id: str, from_ms: int, until_ms: int, tax_basis_points: int
+) -> Money:
+    """What usage in [from, until) costs with its tax, to the cent."""
     usage = usage_between(tenant_id, from_ms, until_ms).c
     query = select(func.coalesce(func.sum(usage.amount_picousd), 0))
-    return Money.from_sql(connection.execute(query).scalar_one())
+    exact = int(connection.execute(query).scalar_one())
+    return to_cents(Fraction(exact * (10_000 + tax_basis_points), 10_000))
 
 
 def capacity(

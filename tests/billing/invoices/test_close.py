@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -238,6 +239,71 @@ def test_terms_hold_from_the_period_after_them(database: Engine, raw_redis: redi
         assert (second.from_ms, second.until_ms, str(second.total)) == (middle, NOVEMBER, "1.50")
         for made in (first, second):
             assert compute_again(connection, made.number) == made.document
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
+@pytest.mark.parametrize("since", [0, OCTOBER - 40 * 24 * HOUR_MS, OCTOBER, OCTOBER + 20 * 24 * HOUR_MS])
+@pytest.mark.parametrize("days_on", [0, 14, 29])
+def test_whatever_its_terms_the_first_period_has_the_first_usage(
+    database: Engine, raw_redis: redis.Redis, zone: str, since: int, days_on: int
+) -> None:
+    """Terms that begin after the tenant did move the day on which periods begin."""
+    with database.begin() as connection:
+        books = Books(connection, raw_redis)
+        set_terms(connection, books.tenant.tenant_id, Terms(day=15), since)
+        books.tenant = replace(books.tenant, time_zone=zone)
+        books.use(OCTOBER + days_on * 24 * HOUR_MS)
+        net = ZERO
+        for _ in range(3):
+            made = books.close(str(next_period(connection, books.tenant)))
+            assert compute_again(connection, made.number) == made.document
+            net += made.net
+        assert net == books.owed() == Money.parse("2")
+
+
+def test_capacity_and_a_commitment_are_owed_before_anything_is_used(books: Books) -> None:
+    sign(books.connection, OURS, books.tenant.tenant_id)
+    books.connection.execute(text("insert into contract_step values (:id, 0, 1000)"), {"id": OURS})
+    assert next_period(books.connection, books.tenant) is None  # it has no price
+    set_capacity_price(
+        books.connection, contracts.find(books.connection, OURS), "2", 100, NOVEMBER, ISSUED_MS
+    )
+    books.use(DECEMBER)
+    assert next_period(books.connection, books.tenant) == "2023-11"
+    set_terms(books.connection, books.tenant.tenant_id, Terms(commitment=Money.parse("5")), 0)
+    assert next_period(books.connection, books.tenant) == "2023-11"  # there was no tenant before
+    books.tenant = replace(books.tenant, created_ms=OCTOBER)
+    assert next_period(books.connection, books.tenant) == "2023-10"
+    assert str(books.close("2023-10").net) == "5.00"
+
+
+def test_a_price_of_capacity_of_an_invoiced_time_is_refused(books: Books) -> None:
+    """What was not on its invoice would be on none."""
+    sign(books.connection, OURS, books.tenant.tenant_id)
+    contract = contracts.find(books.connection, OURS)
+    books.close("2023-11")
+    with pytest.raises(Conflict) as refused:
+        set_capacity_price(books.connection, contract, "2", 100, DECEMBER - 1, ISSUED_MS)
+    assert refused.value.code == "already_invoiced"
+    set_capacity_price(books.connection, contract, "2", 100, DECEMBER, ISSUED_MS)
+
+
+@pytest.mark.parametrize("note_usd", ["0.08", "0.01", "0.10", "2.00"])
+def test_credit_notes_give_back_all_the_tax_and_no_more(
+    database: Engine, raw_redis: redis.Redis, note_usd: str
+) -> None:
+    with database.begin() as connection:
+        books = Books(connection, raw_redis, tax_basis_points=700)
+        books.use(OCTOBER)
+        made = books.close("2023-10")
+        amount, left = Money.parse(note_usd), made.net
+        while left > ZERO:
+            part = min(amount, left)
+            credit_notes.issue(connection, made.number, part, "x", key=None, now_ms=ISSUED_MS)
+            left -= part
+        assert books.owed() == ZERO
+        assert account_balance(connection, Account.TAX, books.tenant.tenant_id) == ZERO
+        assert check_invoices(connection) == []
 
 
 def test_a_credit_note_gives_back_no_more_than_there_is(database: Engine, raw_redis: redis.Redis) -> None:
