@@ -37,16 +37,21 @@ def tenant() -> None:
 @click.argument("name")
 @click.option("--internal", is_flag=True, help="One of the operator's own teams, which sees internal models.")
 @click.option("--no-on-demand", is_flag=True, help="Served by contract only.")
+@click.option(
+    "--time-zone", metavar="ZONE", help="Where its days and months begin, as in Europe/Berlin. Default: UTC."
+)
 @json_option
-def create(name: str, internal: bool, no_on_demand: bool, as_json: bool) -> None:
+def create(name: str, internal: bool, no_on_demand: bool, time_zone: str | None, as_json: bool) -> None:
     """Create the tenant NAME, with the project `default`.
 
     \b
     taas tenant create acme
+    taas tenant create globex --time-zone Europe/Berlin
     taas tenant create search-team --internal
     """
     kind = "internal" if internal else "external"
-    made = call("POST", "tenants", body={"name": name, "kind": kind, "on_demand": not no_on_demand})
+    body = given(name=name, kind=kind, on_demand=not no_on_demand, time_zone=time_zone)
+    made = call("POST", "tenants", body=body)
     if as_json:
         print_json(made)
     else:

@@ -18,7 +18,9 @@ NOVEMBER_MS = 1_698_796_800_000
 def test_a_month_from_its_terms_to_its_credit_note(
     taas: Taas, told: Callable[..., Any], migrated_database_url: str, tmp_path: Path
 ) -> None:
-    tenant = told("tenant", "create", "acme")["tenant"]
+    made = told("tenant", "create", "acme", "--time-zone", "Europe/London")
+    assert made["time_zone"] == "Europe/London"
+    tenant = made["tenant"]
     told("model", "add", "m", "--context", "4096")
     told("price", "set", "--model", "m", "--input", "1", "--output", "2", "--from", "2023-01-01")
     batch = told("price", "set", "--model", "m", "--class", "batch", "--discount", "50")
