@@ -65,6 +65,11 @@ class BillingMetrics:
         self.oldest_open = self.shared.gauge(
             "taas_oldest_open_request_seconds", "Age of the oldest request that runs, at the last audit."
         )
+        self.oldest_undelivered = self.shared.gauge(
+            "taas_export_oldest_undelivered_seconds",
+            "Age of the oldest recorded request that a sink has not taken; 0 where there is none.",
+            "sink",
+        )
         self.shared.registry.register(self.inventory)
         self.registry.register(self.shared)
 

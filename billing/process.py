@@ -30,6 +30,7 @@ from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.database import DatabaseError, connect, read_database_url
 from billing.due import DueReader
+from billing.exports.deliver import Deliverer
 from billing.fleet.engine_watch import WATCH_INTERVAL_MS, EngineWatch
 from billing.fleet.lapsed_instances import forget_lapsed
 from billing.idempotency import forget_old
@@ -300,6 +301,7 @@ def _loops(
         Loop("inventory", inventory.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
         _budget_loop(settings, stores, metrics),
         _chain_loop(settings, stores, metrics),
+        _sink_loop(settings, stores, metrics),
     ]
 
 
@@ -327,6 +329,15 @@ def _budget_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMet
 
     rounds = LeadersRounds(metrics.shared.leads, look, interval_ms=_BUDGETS_INTERVAL_MS)
     return Loop("budgets", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
+
+
+def _sink_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetrics) -> Loop:
+    deliverer = Deliverer(stores.loops_engine, metrics, verify=checked_by(ca_file=settings.upstream_ca_file))
+
+    def deliver() -> bool:
+        return metrics.shared.leads() and deliverer.round()
+
+    return Loop("sinks", deliver, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
 
 
 def _capacity_loops(

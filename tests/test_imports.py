@@ -59,7 +59,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "allocator": ("catalogue", "cell", "contracts", "fleet", "usage", "metrics"),
         "batch": ("ledger", "batches", "database", "idempotency"),
         "invoices": ("catalogue", "contracts", "ledger"),
-        "exports": ("catalogue", "contracts", "invoices", "ledger", "usage"),
+        "exports": ("catalogue", "ledger", "usage", "metrics"),
         "autoscaling": ("catalogue", "contracts", "allocator", "fleet"),
         "api": (
             "accounts",

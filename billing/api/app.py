@@ -51,6 +51,7 @@ from billing.api import (
     requests,
     restarts,
     scrape_targets,
+    sinks,
     tenants,
     terms,
     usage,
@@ -71,7 +72,7 @@ from billing.wire.certificates import checked_by
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, key_usage.router, limits.router,
     budgets.router, models.router, instances.router, prices.router, cost_prices.router, usage.router,
-    usage_proof.router, findings.router,
+    usage_proof.router, sinks.router, findings.router,
     requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router,
     capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
     machines.router, economics.router, economics_ahead.router, launches.router, autoscaling.router,

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import AfterValidator, Field, WithJsonSchema
@@ -12,7 +11,7 @@ from sqlalchemy import Connection
 from billing.api.amounts import Amount
 from billing.api.answer import Answer, Listing, Ms, Usd
 from billing.api.control import Control, ControlPlane
-from billing.api.fields import Body, IdPath, Moment, Name, TenantQuery, Text
+from billing.api.fields import Body, IdPath, Moment, Name, OutsideUrl, TenantQuery
 from billing.api.limits import KeyId
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
@@ -27,8 +26,6 @@ from billing.page import Page
 from billing.refusals import Forbidden, Invalid
 
 router = APIRouter(prefix="/admin/v1/budgets", tags=["budgets"], dependencies=[KNOWN_QUERY])
-
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 Percent = Annotated[int, Field(ge=1, le=100)]
 
@@ -75,23 +72,11 @@ class BudgetSet(Body):
         )
 
 
-def _webhook(url: str) -> str:
-    """Over TLS, unless it stays on this machine."""
-    parts = urlsplit(url)
-    if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in _LOOPBACK):
-        raise ValueError("a URL for alerts begins with https:// (http:// only to this machine)")
-    if not parts.hostname or "@" in parts.netloc:
-        raise ValueError("a URL for alerts names a host, and no password")
-    return url
-
-
 class AlertSet(Body):
     """Who is told when so many percent are spent."""
 
     percent: Percent
-    url: Annotated[
-        Text, AfterValidator(_webhook), WithJsonSchema({"type": "string", "format": "uri", "maxLength": 2048})
-    ]
+    url: OutsideUrl
 
 
 class AlertAnswer(Answer):

@@ -6,6 +6,7 @@ refuse, and no lone surrogate.
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -54,6 +55,17 @@ def _time_zone(name: str) -> str:
     return name
 
 
+def _outside_url(url: str) -> str:
+    """Over TLS, unless it stays on this machine."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and (parts.scheme != "http" or parts.hostname not in _LOOPBACK):
+        raise ValueError("where billing sends to begins with https:// (http:// only to this machine)")
+    if not parts.hostname or "@" in parts.netloc:
+        raise ValueError("where billing sends to names a host, and no password")
+    return url
+
+
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _NAME_SCHEMA: Final = {"type": "string", "minLength": 1, "maxLength": NAME_CHARS_MAX}
 Name = Annotated[
     str, AfterValidator(check_name), WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^[A-Za-z0-9._/-]+$"})
@@ -79,6 +91,12 @@ TimeZone = Annotated[
 ]
 Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^[\x21-\x7e]+$")]
+# To which billing sends.
+OutsideUrl = Annotated[
+    Text,
+    AfterValidator(_outside_url),
+    WithJsonSchema({"type": "string", "format": "uri", "maxLength": 2048}),
+]
 # The forms of a moment on the wire.
 MOMENT_SCHEMAS: Final[list[dict[str, Any]]] = [
     {"type": "string", "format": "date-time"},

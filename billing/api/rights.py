@@ -137,6 +137,13 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "GET /admin/v1/usage": _READ,
     "GET /admin/v1/usage/checkpoints": _READ | _OWN | _SERVICE,
     "GET /admin/v1/usage/export": _READ | _OWN,
+    # As alerts: billing sends to where they say.
+    "POST /admin/v1/sinks": _SELL,
+    "GET /admin/v1/sinks": _READ,
+    "POST /admin/v1/sinks/{sink}/pause": _SELL,
+    "POST /admin/v1/sinks/{sink}/resume": _SELL,
+    "DELETE /admin/v1/sinks/{sink}": _SELL,
+    "GET /admin/v1/sinks/{sink}/skipped": _READ,
     "GET /admin/v1/provider-usage": _READ,
     "GET /admin/v1/audit": _READ,
     "GET /admin/v1/findings": _READ,

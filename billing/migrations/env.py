@@ -9,6 +9,7 @@ import billing.schema.budgets
 import billing.schema.capacity
 import billing.schema.catalogue
 import billing.schema.chain
+import billing.schema.exports
 import billing.schema.findings
 import billing.schema.invoices
 import billing.schema.ledger  # noqa: F401

@@ -50,6 +50,7 @@ _COMMANDS: Final = {
     "usage": ("deploy.cli.usage", "usage"),
     "checkpoint": ("deploy.cli.checkpoint", "checkpoint"),
     "finding": ("deploy.cli.finding", "finding"),
+    "sink": ("deploy.cli.sink", "sink"),
     "audit": ("deploy.cli.audit", "audit"),
     "audit-log": ("deploy.cli.audit_log", "audit_log"),
     "reconcile": ("deploy.cli.reconcile", "reconcile"),

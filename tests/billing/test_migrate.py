@@ -16,6 +16,7 @@ import billing.schema.books
 import billing.schema.capacity
 import billing.schema.catalogue
 import billing.schema.chain
+import billing.schema.exports
 import billing.schema.findings
 import billing.schema.invoices
 import billing.schema.ledger  # noqa: F401

@@ -316,7 +316,7 @@ def test_fault_16_any_request_is_answered_and_a_refused_one_changes_nothing(api:
             before = after
 
     # Until some of each were right: what is behind the checks must be asked too.
-    for _ in range(5):
+    for _ in range(10):
         check()
         if taken >= (wanted := {"pools", "calibrations", "contracts", "reclaims"}):
             break

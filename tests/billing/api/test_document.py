@@ -195,6 +195,12 @@ def ask_the_catalogue(ask: Checked, database: Engine) -> str:
     ask("PUT", "limits", key_id=key, concurrency=1)
     ask("PUT", "budgets", key_id=key, usd="1.00", per="total")
     raised = {"usd": "1", "until": "2999-01-01T00:00:00Z"}
+    sink = ask("POST", "sinks", url="https://meters.example", format="lago", bearer="b")["sink"]
+    for path in (f"sinks/{sink}/pause", f"sinks/{sink}/resume"):
+        ask("POST", path)
+    for path in ("sinks", f"sinks/{sink}/skipped"):
+        ask("GET", path)
+    ask("DELETE", f"sinks/{sink}")
     budget = ask("PUT", "budgets", tenant="acme", project="default", usd="5", per="month", raised=raised)
     ask("PUT", f"budgets/{budget['budget']}/alerts", percent=80, url="https://hooks.example/budgets")
     ask("DELETE", f"budgets/{budget['budget']}/alerts/80")

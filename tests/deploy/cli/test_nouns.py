@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -354,3 +355,28 @@ def test_a_list_of_several_pages_is_read_whole_or_as_far_as_asked(told: Told, mi
     assert names == [f"tenant-{n:05}" for n in range(1, 1204)]
     assert [row["name"] for row in told("tenant", "list", "--limit", "1001")["data"]] == names[:1001]
     assert [row["name"] for row in told("tenant", "list", "--name", "NT-0120")["data"]] == names[1199:]
+
+
+def test_a_sink_is_created_paused_resumed_and_removed_and_its_keys_are_not_shown(
+    taas: Taas, told: Told, acme, tmp_path: Path
+):
+    key = tmp_path / "key"
+    key.write_text("open-sesame\n")
+    sink = ("sink", "create", "--url", "https://meters.example/events", "--bearer-file", str(key))
+    made = told(*sink, "--format", "lago", "--tenant", "acme", "--customer", "sub_1", "--from", "30d")
+    assert made["secret"].startswith("whsec_")
+    taas(*sink, "--format", "stripe", exit_code=1)
+    taas("sink", "create", "--url", "http://meters.example", "--format", "lago", exit_code=1)
+    listed = taas("sink", "list", "--json").stdout
+    (shown,) = json.loads(listed)["data"]
+    assert (shown["sink"], shown["customer"], shown["undelivered"]) == (made["sink"], "sub_1", 0)
+    logged = taas("audit-log", "list", "--json").stdout
+    assert made["sink"] in logged
+    for secret in ("open-sesame", made["secret"]):
+        assert secret not in listed + logged
+    assert told("sink", "pause", made["sink"])["paused"] is True
+    assert "yes" in taas("sink", "list").stdout
+    assert told("sink", "resume", made["sink"])["paused"] is False
+    assert "nothing was skipped" in taas("sink", "skipped", made["sink"]).stdout
+    assert "is removed" in taas("sink", "remove", made["sink"]).stdout
+    taas("sink", "skipped", made["sink"], exit_code=1)

@@ -1,0 +1,171 @@
+"""Delivers recorded requests to sinks: POSTs in the order of each chain, from where the sink is. A sink moves
+on when its receiver has answered 2xx, so each request is sent at least once, always under the same ids.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+import orjson
+from sqlalchemy import Engine
+
+from billing.exports import sinks
+from billing.exports.reading import requests_between
+from billing.exports.recorded import Form
+from billing.exports.shapes import bodies
+from billing.exports.sinks import Place, Sink
+from billing.metrics import BillingMetrics
+from billing.schema.clock import database_now_ms
+from billing.usage.budget_alerts import signature
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT_S: Final = 10.0
+_RETRY_MS_LEAST: Final = 5_000
+_RETRY_MS_MOST: Final = 3_600_000
+# A sink sends for so long before it is another round's turn; those of others are sent beside it.
+_TURN_S: Final = 3.0
+_SINKS_AT_ONCE: Final = 8
+# So many links of a chain make at most 100 events, in one call.
+_LINKS: Final = {Form.CLOUDEVENTS: 100, Form.OPENMETER: 100, Form.STRIPE: 25, Form.LAGO: 25}
+_DAY_MS: Final = 86_400_000
+# Stripe refuses what is older than 35 days; a call may take a while.
+_WINDOW_MS: Final = {Form.STRIPE: 35 * _DAY_MS - 300_000}
+_BATCH: Final = "application/cloudevents-batch+json"
+_CONTENT: Final = {Form.CLOUDEVENTS: _BATCH, Form.OPENMETER: _BATCH}
+_STRIPE_VERSION: Final = "2024-09-30.acacia"
+_STRIPE_STREAM: Final = "meter-events.stripe.com"
+_STRIPE_API: Final = "api.stripe.com"
+# Of these, other tenants' requests may still be taken.
+_OF_THE_BATCH: Final = frozenset({"status 400", "status 409", "status 413", "status 422"})
+
+
+class Deliverer:
+    """Sends what is due. `verify`: whose certificates it trusts, as httpx takes it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: BillingMetrics,
+        *,
+        verify: Any,
+        timeout_s: float = _TIMEOUT_S,
+        now_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._now_ms = now_ms
+        self._http = httpx.Client(timeout=timeout_s, trust_env=False, follow_redirects=False, verify=verify)
+        # Of Stripe, by sink: what opens its stream for a while.
+        self._tokens: dict[str, str] = {}
+
+    def round(self) -> bool:
+        """Give each sink that has something to send its turn. Returns whether more waits that can be sent.
+        Raises SQLAlchemyError.
+        """
+        with self._engine.connect() as connection:
+            now_ms = database_now_ms(connection) if self._now_ms is None else self._now_ms()
+            due = sinks.due(connection, now_ms)
+        if due:
+            with ThreadPoolExecutor(min(len(due), _SINKS_AT_ONCE), "sinks") as pool:
+                more = list(pool.map(lambda each: self._turn(each[0], each[1], now_ms), due))
+        else:
+            more = []
+        with self._engine.connect() as connection:
+            lags = sinks.lags(connection)
+        self._metrics.oldest_undelivered.clear()
+        for sink_id, lag in lags.items():
+            age_ms = 0 if lag.oldest_ms is None else max(0, now_ms - lag.oldest_ms)
+            self._metrics.oldest_undelivered.labels(sink_id).set(age_ms / 1000)
+        return any(more)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def _turn(self, sink: Sink, places: Sequence[Place], now_ms: int) -> bool:
+        ends_s = time.monotonic() + _TURN_S
+        for place in places:
+            at = place
+            while at.position < at.head:
+                upto = min(at.head, at.position + _LINKS[sink.form])
+                failure = self._send(sink, at, upto, now_ms)
+                if failure is not None:
+                    if failure not in _OF_THE_BATCH:
+                        return False
+                    break
+                at = Place(at.chain, upto, at.head, 0)
+                if time.monotonic() >= ends_s:
+                    return True
+        return False
+
+    def _send(self, sink: Sink, place: Place, upto: int, now_ms: int) -> str | None:
+        """Returns why it was not taken, None if it was."""
+        with self._engine.connect() as connection:
+            requests = list(requests_between(connection, place.chain, place.position + 1, upto))
+        window_ms = _WINDOW_MS.get(sink.form)
+        too_old = [each for each in requests if window_ms is not None and each.ended_ms < now_ms - window_ms]
+        rest = [each for each in requests if each not in too_old]
+        failure = None
+        for body in bodies(rest, sink.form, sink.customer, sink.meter):
+            failure = self._post(sink, f"{sink.sink_id}-{place.chain}-{place.position + 1}", body, now_ms)
+        with self._engine.begin() as connection:
+            if failure is None:
+                sinks.advance(connection, sink, place, upto, too_old, now_ms)
+                return None
+            _log.warning("sink %s did not take requests: %s", sink.sink_id, failure)
+            wait_ms = min(_RETRY_MS_MOST, _RETRY_MS_LEAST * 2 ** min(place.attempts, 20))
+            sinks.failed(connection, sink, place, failure, now_ms + wait_ms, now_ms)
+        return failure
+
+    def _post(self, sink: Sink, message_id: str, body: Any, now_ms: int) -> str | None:
+        content = orjson.dumps(body)
+        headers = {
+            "content-type": _CONTENT.get(sink.form, "application/json"),
+            "webhook-id": message_id,
+            "webhook-timestamp": str(now_ms // 1000),
+            "webhook-signature": signature(sink.secret, message_id, now_ms // 1000, content),
+        }
+        try:
+            if sink.form is Form.STRIPE:
+                headers |= {"stripe-version": _STRIPE_VERSION, "authorization": f"Bearer {self._token(sink)}"}
+            elif sink.bearer is not None:
+                headers["authorization"] = f"Bearer {sink.bearer}"
+            with self._http.stream("POST", sink.url, content=content, headers=headers) as answer:
+                status = answer.status_code
+        except _Refused as exc:
+            return str(exc)
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            return type(exc).__name__
+        if 200 <= status < 300:
+            return None
+        # Stripe's session may have ended: the next attempt begins one.
+        self._tokens.pop(sink.sink_id, None)
+        return f"status {status}"
+
+    def _token(self, sink: Sink) -> str:
+        """Of a session of Stripe's stream of meter events. Raises _Refused, httpx.HTTPError."""
+        if (known := self._tokens.get(sink.sink_id)) is not None:
+            return known
+        parts = urlsplit(sink.url)
+        host = _STRIPE_API if parts.netloc == _STRIPE_STREAM else parts.netloc
+        url = urlunsplit((parts.scheme, host, "/v2/billing/meter_event_session", "", ""))
+        headers = {"stripe-version": _STRIPE_VERSION, "authorization": f"Bearer {sink.bearer or ''}"}
+        answer = self._http.post(url, json={}, headers=headers)
+        if not answer.is_success:
+            raise _Refused(f"session: status {answer.status_code}")
+        try:
+            token = json.loads(answer.content)["authentication_token"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise _Refused("session: no token") from exc
+        self._tokens[sink.sink_id] = str(token)
+        return str(token)
+
+
+class _Refused(Exception):
+    """No session was given."""
