@@ -1,6 +1,7 @@
 """Routes of the terms by which tenants are billed, and of what their contracts' capacity costs."""
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
@@ -25,25 +26,22 @@ from billing.schema.clock import database_now_ms
 router = APIRouter(prefix="/admin/v1", tags=["terms"], dependencies=[KNOWN_QUERY])
 
 _TIERS_MAX: Final = 20
+_PERCENT: Final = r"[0-9]{1,3}(\.[0-9]{1,2})?"
 _TERMS: Final[Order[DatedTerms]] = Order("terms", lambda each: (each.from_ms,), (int,))
 _PRICES: Final[Order[CapacityPrice]] = Order("capacity-prices", lambda each: (each.from_ms,), (int,))
 
 
 def _percent(text: str) -> str:
-    try:
-        basis_points = Decimal(text) * 100
-    except InvalidOperation as exc:
-        raise ValueError("a percentage such as 19 or 7.5") from exc
-    if not 0 <= basis_points <= 10_000 or basis_points != basis_points.to_integral_value():
-        raise ValueError("a percentage from 0 to 100, with at most two decimals")
+    if re.fullmatch(_PERCENT, text) is None or Decimal(text) > 100:
+        raise ValueError("a percentage is from 0 to 100, such as 19 or 7.5")
     return text
 
 
 PercentText = Annotated[
     str,
-    Field(max_length=8, pattern=r"^[0-9]{1,3}(\.[0-9]{1,2})?$"),
+    Field(max_length=8),
     AfterValidator(_percent),
-    WithJsonSchema({"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9]{1,2})?$", "examples": ["19"]}),
+    WithJsonSchema({"type": "string", "pattern": f"^{_PERCENT}$", "examples": ["19"]}),
 ]
 
 

@@ -64,6 +64,9 @@ def set_terms(
         print_json(made)
     else:
         print_table(_COLUMNS, [made])
+        click.echo(
+            "they hold for periods that begin then or later; for this one, give its first day as --from"
+        )
 
 
 @terms.command("list")

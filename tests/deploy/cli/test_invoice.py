@@ -66,6 +66,9 @@ def test_what_cannot_be_closed_says_why(taas: Taas, told: Callable[..., Any]) ->
     assert "The period lasts until 2999-02-01T00:00:00Z" in month.output
     may = taas("invoice", "close", "--tenant", "acme", "--period", "May", "--yes", exit_code=1)
     assert "a month such as 2026-11" in may.output
+    tax = taas("terms", "set", "--tenant", "acme", "--tax", "abc", exit_code=1).output
+    assert "a percentage is from 0 to 100, such as 19 or 7.5" in tax
+    assert "periods that begin then" in taas("terms", "set", "--tenant", "acme", "--tax", "7.5").output
     assert "is no tier" in taas("terms", "set", "--tenant", "acme", "--tier", "5", exit_code=2).output
     assert taas("invoice", "list").output.startswith("no invoices")
 
