@@ -36,7 +36,7 @@ from billing.invoices.terms import capacity_charges, list_terms, terms_at
 from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
 from billing.moments import utc
 from billing.refusals import Conflict, Invalid
-from billing.schema.ledger import HOUR_MS, usage_hour
+from billing.schema.ledger import HOUR_MS, usage_event, usage_hour
 from billing.wire import redis_keys
 from billing.wire.redis_clock import now_ms as redis_now_ms
 
@@ -82,11 +82,11 @@ def next_period(connection: Connection, tenant: Tenant) -> str | None:
 
 
 def _first_owed_ms(connection: Connection, tenant: Tenant) -> int | None:
-    """From when there is usage (its hour), capacity with a price, or a commitment."""
+    """From when there is usage, capacity with a price, or a commitment."""
     hour = connection.execute(
         select(func.min(usage_hour.c.hour)).where(usage_hour.c.tenant == tenant.tenant_id)
     ).scalar_one()
-    moments = [] if hour is None else [hour * HOUR_MS]
+    moments = [] if hour is None else [_first_used_ms(connection, tenant.tenant_id, hour)]
     reserved = capacity_charges(connection, 0, FOREVER_MS, tenant.tenant_id)
     moments += [piece.from_ms for piece, _ in reserved if capacity_amount(piece)]
     moments += [
@@ -95,6 +95,16 @@ def _first_owed_ms(connection: Connection, tenant: Tenant) -> int | None:
         if dated.terms.commitment > ZERO
     ]
     return min(moments, default=None)
+
+
+def _first_used_ms(connection: Connection, tenant_id: str, hour: int) -> int:
+    """In this hour, in which a month may begin: not all time zones are whole hours from UTC."""
+    of = usage_event.c
+    query = select(func.min(of.ended_ms)).where(
+        of.tenant == tenant_id, of.ended_ms >= hour * HOUR_MS, of.ended_ms < (hour + 1) * HOUR_MS
+    )
+    first_ms = connection.execute(query).scalar_one()
+    return hour * HOUR_MS if first_ms is None else int(first_ms)
 
 
 def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str, now_ms: int) -> Draft:
