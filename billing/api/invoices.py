@@ -107,7 +107,7 @@ def draft(
         made = make_draft(connection, found, name, issuer=control.issuer, now_ms=contracts.now_ms(connection))
         waits = None
         try:
-            refuse_early(control.redis, made.facts.until_ms)
+            refuse_early(control.redis, made.facts.until_ms, reserved=bool(made.reserved))
         except Conflict as exc:
             waits = exc.message
     return {

@@ -40,6 +40,9 @@ from billing.schema.ledger import HOUR_MS, usage_event, usage_hour
 from billing.wire import redis_keys
 from billing.wire.redis_clock import now_ms as redis_now_ms
 
+# The allocator takes cuts of capacity from so long ago.
+_SHORT_COUNTED_MS: Final = 300_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
@@ -185,7 +188,7 @@ def close(
     """
     hold_prices(connection)
     draft = make_draft(connection, tenant, name, issuer=issuer, now_ms=now_ms)
-    refuse_early(client, draft.facts.until_ms)
+    refuse_early(client, draft.facts.until_ms, reserved=bool(draft.reserved))
     number = store.next_number(connection, "invoice")
     document = draft.document(number)
     key_id, signature = signed(document, key)
@@ -239,10 +242,18 @@ def draft_again(connection: Connection, stored: Stored) -> Draft:
     return _draft_of(stored, used)
 
 
-def refuse_early(client: redis.Redis, until_ms: int) -> None:
-    """Raises Conflict while a period lasts, or while a cell's stream has usage of it."""
-    if redis_now_ms(client) < until_ms:
+def refuse_early(client: redis.Redis, until_ms: int, *, reserved: bool) -> None:
+    """Raises Conflict while a period lasts, while a cell's stream has usage of it, or, of one with `reserved`
+    capacity, while what was short of that is counted.
+    """
+    now_ms = redis_now_ms(client)
+    if now_ms < until_ms:
         raise Conflict(f"The period lasts until {utc(until_ms)}.", param="period", code="period_not_over")
+    if reserved and now_ms < until_ms + _SHORT_COUNTED_MS:
+        raise Conflict(
+            f"What contracts were short of is counted until {utc(until_ms + _SHORT_COUNTED_MS)}.",
+            code="shortfall_not_counted",
+        )
     cells = read_cells(client)
     with client.pipeline(transaction=False) as read:
         for cell in cells:

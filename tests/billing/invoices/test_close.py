@@ -31,7 +31,7 @@ from billing.ledger.check import check_ledger
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.refusals import Conflict, Invalid
 from billing.schema.ledger import ledger_posting
-from billing.wire import redis_keys
+from billing.wire import redis_clock, redis_keys
 from tests.billing.events import event
 from tests.billing.ledger.test_price_scopes import OURS, sign
 from tests.examples import examples
@@ -142,8 +142,16 @@ def test_a_period_is_closed_when_it_is_over_and_its_usage_recorded(books: Books)
     books.close("2023-10")
     year, month = datetime.now(UTC).year, datetime.now(UTC).month
     with pytest.raises(Conflict) as lasts:
-        refuse_early(books.client, period(f"{year}-{month:02d}", 1, "UTC")[1])
+        refuse_early(books.client, period(f"{year}-{month:02d}", 1, "UTC")[1], reserved=False)
     assert lasts.value.code == "period_not_over"
+    # What contracts were short of at its end is counted in the minutes after it.
+    books.client.delete(redis_keys.usage_stream("m1"))
+    now_ms = redis_clock.now_ms(books.client)
+    refuse_early(books.client, now_ms, reserved=False)
+    with pytest.raises(Conflict) as counting:
+        refuse_early(books.client, now_ms, reserved=True)
+    assert counting.value.code == "shortfall_not_counted"
+    refuse_early(books.client, now_ms - 300_000, reserved=True)
 
 
 def test_late_usage_is_on_the_next_invoice_under_its_own_period(books: Books) -> None:
