@@ -45,6 +45,13 @@ _OLDEST_FIRST: Final[Order[Credit]] = Order(
 )
 
 
+_BY_AGE: Final = (
+    credit_grant.c.granted_ms,
+    credit_grant.c.expires_ms.asc().nulls_last(),
+    credit_grant.c.grant_id,
+)
+
+
 def grant(
     connection: Connection,
     tenant_id: str,
@@ -92,12 +99,9 @@ def list_page(connection: Connection, asked: PageRequest, tenant_id: str | None 
 
 
 def of_tenant(connection: Connection, tenant_id: str) -> list[Credit]:
-    """All of a tenant's, the oldest first."""
+    """All of a tenant's, the oldest first; of those of one moment, the one that expires first."""
     query = _select().where(credit_grant.c.tenant_id == tenant_id)
-    return [
-        _credit(row)
-        for row in connection.execute(query.order_by(credit_grant.c.granted_ms, credit_grant.c.grant_id))
-    ]
+    return [_credit(row) for row in connection.execute(query.order_by(*_BY_AGE))]
 
 
 def choose(
