@@ -386,8 +386,10 @@ def carry_out(store: Store, count: int, kills: int) -> Run:
     begun, used_s = time.monotonic(), 0 if kills else cpu_s(store)
     run.send(count, 1)
     seconds, used_s = time.monotonic() - begun, 0 if kills else cpu_s(store) - used_s
+    seed = 100
     while kills and killer.is_alive() and killer.counts.total() < kills:
-        run.send(2_000, 100 + killer.counts.total())
+        seed += 1
+        run.send(2_000, seed)
     killer.over.set()
     killer.join()
     run.check_usage()
