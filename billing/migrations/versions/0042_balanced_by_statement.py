@@ -4,8 +4,8 @@ commit. So a statement adds whole transactions.
 
 from alembic import op
 
-revision = "0041"
-down_revision = "0040"
+revision = "0042"
+down_revision = "0041"
 branch_labels = None
 depends_on = None
 
