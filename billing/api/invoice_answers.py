@@ -34,14 +34,23 @@ class InvoiceAnswer(InvoiceRow):
     document: dict[str, Any]
 
 
+class OpenFindings(Answer):
+    """How many findings of a kind are still there: open, or acknowledged by somebody."""
+
+    kind: str
+    count: int
+
+
 class InvoiceDraft(Answer):
     """What an invoice would say if its period were closed now. `waits`: why it cannot be closed yet; null: it
-    can.
+    can. `findings`: what the last audit found in the whole installation and is not resolved; null for a
+    tenant.
     """
 
     tenant: str
     period: str
     waits: str | None
+    findings: list[OpenFindings] | None
     document: dict[str, Any]
 
 

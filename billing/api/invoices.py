@@ -1,5 +1,6 @@
 """Routes of invoices and credit notes."""
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -16,6 +17,7 @@ from billing.api.invoice_answers import InvoiceAnswer, InvoiceCheck, InvoiceDraf
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.api.signing_key import signing_key
+from billing.audit.finding_rows import count_by_state
 from billing.catalogue import tenants
 from billing.catalogue.money import Money
 from billing.contracts import store as contracts
@@ -105,6 +107,7 @@ def draft(
     with control.reading() as connection:
         found = control.tenant_named(connection, tenant)
         made = make_draft(connection, found, name, issuer=control.issuer, now_ms=contracts.now_ms(connection))
+        findings = None if control.tenant_id is not None else _unresolved(connection)
         waits = None
         try:
             refuse_early(control.redis, made.facts.until_ms, reserved=bool(made.reserved))
@@ -114,6 +117,7 @@ def draft(
         "tenant": found.tenant_id,
         "period": name,
         "waits": waits,
+        "findings": findings,
         "document": orjson.loads(made.document("draft")),
     }
 
@@ -180,6 +184,14 @@ def give_back(number: Number, body: CreditNoteBody, control: Control, response: 
 
 def _key(control: ControlPlane) -> Ed25519PrivateKey | None:
     return None if control.evidence_key_file is None else signing_key(control.evidence_key_file)
+
+
+def _unresolved(connection: Connection) -> list[dict[str, Any]]:
+    counts: Counter[str] = Counter()
+    for (kind, state), count in count_by_state(connection).items():
+        if state in {"open", "acknowledged"}:
+            counts[kind] += count
+    return [{"kind": kind, "count": count} for kind, count in sorted(counts.items())]
 
 
 def _whole(connection: Connection, each: Stored) -> dict[str, Any]:

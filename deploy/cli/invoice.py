@@ -70,6 +70,8 @@ def close(tenant: str, period: str, yes: bool, as_json: bool) -> None:
         draft = call("GET", "invoices", "draft", query={"tenant": tenant, "period": period})
         if not as_json:
             _print(draft["document"])
+            for each in draft["findings"] or ():
+                click.echo(f"{each['count']} findings {each['kind']} are not resolved: `taas finding list`")
         if draft["waits"]:
             raise click.ClickException(draft["waits"])
         require_answerable(yes=yes, as_json=as_json)

@@ -7,6 +7,8 @@ from typing import Any
 
 from sqlalchemy import create_engine
 
+from billing.audit.finding_rows import keep
+from billing.findings import Finding, FindingKind
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.wire.usage_event import CapacityClass
 from tests.billing.events import event
@@ -60,8 +62,16 @@ def test_a_month_from_its_terms_to_its_credit_note(
     assert "2023-12" in again.output
 
 
-def test_what_cannot_be_closed_says_why(taas: Taas, told: Callable[..., Any]) -> None:
+def test_what_cannot_be_closed_says_why(
+    taas: Taas, told: Callable[..., Any], migrated_database_url: str
+) -> None:
     told("tenant", "create", "acme")
+    engine = create_engine(migrated_database_url)
+    with engine.begin() as connection:
+        keep(connection, [Finding(kind=FindingKind.UNPRICED, message="x", count=3)], facts=False)
+    engine.dispose()
+    drafted = taas("invoice", "close", "--tenant", "acme", "--period", "2999-01", exit_code=1).output
+    assert "1 findings unpriced are not resolved: `taas finding list`" in drafted
     month = taas("invoice", "close", "--tenant", "acme", "--period", "2999-01", exit_code=1)
     assert "The period lasts until 2999-02-01T00:00:00Z" in month.output
     may = taas("invoice", "close", "--tenant", "acme", "--period", "May", "--yes", exit_code=1)
