@@ -282,7 +282,7 @@ def test_an_id_is_not_used_again_while_requests_of_before_run(
 ):
     first = made("instances", model="m", url=engine_server.url, instance="pod-0")
     raw_redis.zadd(redis_keys.open_requests("m"), {"req_1": 10**15})
-    head = {"instance": "pod-0", "epoch": first["epoch"]}
+    head = {"instance": "pod-0", "epoch": first["epoch"], "started_ms": 1_800_000_000_000}
     raw_redis.hset(redis_keys.reservation("m", "req_1"), mapping={"head": json.dumps(head), "p": 3, "o": 4})
     assert admin.delete("/admin/v1/instances/pod-0").json()["open_requests"] == 1
     body = {"model": "m", "url": engine_server.url, "instance": "pod-0"}

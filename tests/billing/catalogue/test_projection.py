@@ -63,7 +63,7 @@ def test_a_new_tenant_and_its_key_are_in_redis_as_the_contract_says(projector, c
     assert projector.deliver()
     assert entry_of(raw_redis, redis_keys.tenant(tenant.tenant_id)) == {
         "tenant": tenant.tenant_id, "name": "acme", "kind": "internal", "status": "active", "on_demand": True,
-        "redis_down": {"policy": "refuse"}, "weight": 1, "limits": [], "budgets": [],
+        "redis_down": {"policy": "refuse"}, "weight": 1, "retain_answers_s": 0, "limits": [], "budgets": [],
     }  # fmt: skip
     assert entry_of(raw_redis, redis_keys.key_of_api_key(api_keys.hash_of(new.secret))) == {
         "key_id": new.key.key_id, "tenant": tenant.tenant_id, "project": new.key.project_id,
