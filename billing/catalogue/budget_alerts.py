@@ -2,8 +2,6 @@
 sends nothing.
 """
 
-import base64
-import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,10 +14,8 @@ from billing.catalogue.budgets import Budget
 from billing.refusals import NotFound
 from billing.schema.budgets import budget, budget_spent
 from billing.schema.budgets import budget_alert as table
+from billing.wire.webhooks import new_secret
 
-_SECRET_BYTES: Final = 32
-# As the Standard Webhooks specification has it.
-SIGNING_PREFIX: Final = "whsec_"
 _AT_ONCE: Final = 50
 
 
@@ -40,7 +36,7 @@ class Alert:
 def put(connection: Connection, budget_id: str, percent: int, url: str) -> Alert:
     """Set where it goes, with a new secret. Raises NotFound for a budget that there is not."""
     budgets.find(connection, budget_id)
-    secret = SIGNING_PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+    secret = new_secret()
     again = {"url": url, "secret": secret, "attempts": 0, "next_ms": None, "failure": None}
     row = connection.execute(
         insert(table)

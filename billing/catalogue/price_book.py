@@ -62,6 +62,11 @@ class Price:
         """Of a token that is put into a cache."""
         return self.input_picousd if self.cache_write_picousd is None else self.cache_write_picousd
 
+    @property
+    def by_kind(self) -> tuple[int, int, int, int]:
+        """In the order of `TOKEN_KINDS`."""
+        return self.input_picousd, self.cached_input_picousd, self.written_picousd, self.output_picousd
+
     def amount(self, tokens: Tokens) -> Money:
         """What these tokens cost; `cached` and `written` are parts of `prompt` and have their own prices."""
         return Money(

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, select
 
 from billing.economics.expected import CapacityRate
 from billing.invoices import makers
-from billing.invoices.lines import Reserved, capacity_amount
+from billing.invoices.lines import Reserved, capacity_amount, short_amount
 from billing.invoices.terms import CapacityPrice, capacity_charges
 from billing.ledger.accounts import Account, EntryKind
 from billing.schema.books import maker_terms
@@ -22,7 +22,6 @@ from billing.schema.capacity import contract_hour, contract_minute
 from billing.schema.invoices import invoice
 from billing.schema.ledger import HOUR_MS, ledger_posting, ledger_transaction
 
-_MU: Final = 1000
 # What invoices add beside tokens, capacity and shortfalls: revenue is a credit, so it is negative.
 _TERMS: Final = (Account.DISCOUNT, Account.COMMITMENT)
 
@@ -53,7 +52,7 @@ def capacity_owed(connection: Connection, edges_ms: Sequence[int]) -> dict[tuple
         for piece, price in pieces:
             if piece.contract == contract and piece.from_ms <= minute_ms < piece.until_ms:
                 month = bisect_right(edges_ms, minute_ms) - 1
-                credits[contract, month] += Fraction(mu * price.picousd * price.sla_percent, _MU * 3600 * 100)
+                credits[contract, month] += short_amount(mu, price.picousd, price.sla_percent)
     return {
         name: CapacityOwed(round(charge), round(credits.get(name, Fraction(0))))
         for name, charge in charges.items()

@@ -21,13 +21,11 @@ from billing.exports.shapes import bodies
 from billing.exports.sinks import Place, Sink
 from billing.metrics import BillingMetrics
 from billing.schema.clock import database_now_ms
-from billing.usage.budget_alerts import signature
+from billing.wire.webhooks import retry_after_ms, signed_headers
 
 _log = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 10.0
-_RETRY_MS_LEAST: Final = 5_000
-_RETRY_MS_MOST: Final = 3_600_000
 # A sink sends for so long before it is another round's turn; those of others are sent beside it.
 _TURN_S: Final = 3.0
 _SINKS_AT_ONCE: Final = 8
@@ -114,22 +112,22 @@ class Deliverer:
         failure = None
         for body in bodies(rest, sink.form, sink.customer, sink.meter):
             failure = self._post(sink, f"{sink.sink_id}-{place.chain}-{place.position + 1}", body, now_ms)
+            if failure is not None:
+                break
         with self._engine.begin() as connection:
             if failure is None:
                 sinks.advance(connection, sink, place, upto, too_old, now_ms)
                 return None
             _log.warning("sink %s did not take requests: %s", sink.sink_id, failure)
-            wait_ms = min(_RETRY_MS_MOST, _RETRY_MS_LEAST * 2 ** min(place.attempts, 20))
-            sinks.failed(connection, sink, place, failure, now_ms + wait_ms, now_ms)
+            next_ms = now_ms + retry_after_ms(place.attempts)
+            sinks.failed(connection, sink, place, failure, next_ms, now_ms)
         return failure
 
     def _post(self, sink: Sink, message_id: str, body: Any, now_ms: int) -> str | None:
         content = orjson.dumps(body)
         headers = {
             "content-type": _CONTENT.get(sink.form, "application/json"),
-            "webhook-id": message_id,
-            "webhook-timestamp": str(now_ms // 1000),
-            "webhook-signature": signature(sink.secret, message_id, now_ms // 1000, content),
+            **signed_headers(sink.secret, message_id, now_ms // 1000, content),
         }
         try:
             if sink.form is Form.STRIPE:

@@ -7,8 +7,9 @@ from typing import Final
 
 import orjson
 
-from billing.exports.recorded import TOKEN_KINDS, Form, RecordedRequest, rfc3339
+from billing.exports.recorded import Form, RecordedRequest, rfc3339
 from billing.exports.shapes import bodies, cloud_event
+from billing.wire.tokens import TOKEN_KINDS
 
 _CSV_HEAD: Final = (
     "id", "request_id", "ended", "recorded", "tenant", "project", "key_id", "model", "class", "contract",

@@ -10,6 +10,7 @@ from billing.exports.recorded import RecordedRequest
 from billing.ledger.accounts import Account
 from billing.ledger.chain import entries_between
 from billing.ledger.entries import Pricing
+from billing.wire.tokens import by_kind
 
 
 def requests_between(connection: Connection, chain: str, first: int, last: int) -> Iterator[RecordedRequest]:
@@ -20,7 +21,6 @@ def requests_between(connection: Connection, chain: str, first: int, last: int) 
 
 
 def _request(row: Mapping[Any, Any]) -> RecordedRequest:
-    prompt, cached, written = row["billed_prompt"], row["billed_cached"], row["billed_written"]
     amounts = [int(amount) for account, _, amount in row["lines"] or () if account == Account.RECEIVABLE]
     priced = row["pricing"] in {Pricing.PRICED, Pricing.NOTHING_BILLED}
     return RecordedRequest(
@@ -39,6 +39,6 @@ def _request(row: Mapping[Any, Any]) -> RecordedRequest:
         ending=row["ending"],
         pricing=row["pricing"],
         ended_ms=row["ended_ms"],
-        tokens=(prompt - cached - written, cached, written, row["billed_output"]),
+        tokens=by_kind(*(row[f"billed_{name}"] for name in ("prompt", "cached", "written", "output"))),
         amount=Money(sum(amounts)) if priced else None,
     )

@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final
 
 from billing.catalogue.money import Money
-
-# Kinds of billed tokens, in their order.
-TOKEN_KINDS: Final = ("uncached_input", "cached_input", "cache_write", "output")
+from billing.wire.tokens import TOKEN_KINDS
 
 
 class Form(StrEnum):

@@ -8,7 +8,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from billing.exports.recorded import TOKEN_KINDS, Form, RecordedRequest, rfc3339
+from billing.exports.recorded import Form, RecordedRequest, rfc3339
+from billing.wire.tokens import TOKEN_KINDS
 
 SOURCE: Final = "/taas/usage"
 USAGE: Final = "taas.usage"

@@ -1,7 +1,5 @@
 """Sinks in SQL: where recorded requests are delivered, how far, and what was not sent. It sends nothing."""
 
-import base64
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -9,7 +7,6 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, delete, func, insert, literal, or_, select, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from billing.catalogue.budget_alerts import SIGNING_PREFIX
 from billing.catalogue.names import new_id
 from billing.exports.recorded import Form, RecordedRequest
 from billing.ledger.chain import HOUSE
@@ -19,8 +16,8 @@ from billing.refusals import Invalid, NotFound
 from billing.schema.chain import usage_chain, usage_chain_head
 from billing.schema.exports import sink as table
 from billing.schema.exports import sink_position, sink_skipped
+from billing.wire.webhooks import new_secret
 
-_SECRET_BYTES: Final = 32
 _PREFIX: Final = "snk_"
 
 
@@ -107,7 +104,7 @@ def create(
         .values(
             sink_id=new_id(_PREFIX), tenant_id=tenant_id, url=url, format=form.value, customer=customer,
             meter=meter, bearer=bearer,
-            secret=SIGNING_PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode(),
+            secret=new_secret(),
         )
         .returning(table)
     ).one()  # fmt: skip

@@ -124,9 +124,10 @@ def _statements(
     sums: defaultdict[tuple[str, str], list[Owed]] = defaultdict(list)
     for each in owed:
         sums[each.maker, each.model].append(each)
+    posted = _held(connection, Account.MAKER)
     found: dict[str, list[dict[str, Any]]] = {}
     for (maker, model), some in sorted(sums.items()):
-        before = _posted_to(connection, maker, model)
+        before = -posted.get(_holder(maker, model), ZERO)
         amount = to_cents(sum(each.exact for each in some)) - before
         if amount != ZERO:
             added.append(Posting(Account.SHARE, model, amount))
@@ -142,11 +143,6 @@ def _statements(
             }
         )
     return found
-
-
-def _posted_to(connection: Connection, maker: str, model: str) -> Money:
-    held = _held(connection, Account.MAKER)
-    return -held.get(_holder(maker, model), ZERO)
 
 
 def _holder(maker: str, model: str) -> str:

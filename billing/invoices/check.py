@@ -3,7 +3,7 @@ is what it says, and no number is missing. It corrects nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final
 
 import orjson
@@ -24,9 +24,10 @@ _NAMED_MAX: Final = 20
 
 def check_invoices(connection: Connection) -> list[Finding]:
     """Reads every document, and the ledger behind it: for an audit that somebody asked for."""
+    every = store.every(connection)
     wrong = [
-        *(f"{each.number}: {what}" for each in store.every(connection) for what in _wrong(connection, each)),
-        *_missing(connection),
+        *(f"{each.number}: {what}" for each in every for what in _wrong(connection, each)),
+        *_missing(connection, {each.number for each in every}),
         *_credits(connection),
     ]
     if not wrong:
@@ -55,8 +56,7 @@ def _wrong(connection: Connection, each: Stored) -> Iterator[str]:
         yield "its entry in the ledger is not what it says"
 
 
-def _missing(connection: Connection) -> Iterator[str]:
-    numbers = {each.number for each in store.every(connection)}
+def _missing(connection: Connection, numbers: Collection[str]) -> Iterator[str]:
     for series, last in connection.execute(select(document_series.c.series, document_series.c.last)):
         for index in range(1, last + 1):
             if (number := store.number_of(series, index)) not in numbers:

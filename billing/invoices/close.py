@@ -50,15 +50,11 @@ class Draft:
 
     facts: Facts
     terms: Terms
-    used: tuple[Used, ...]
     reserved: tuple[Reserved, ...]
     short: tuple[Short, ...]
+    bill: Bill
     credits: tuple[tuple[str, Money], ...]
     upto: int
-
-    @property
-    def bill(self) -> Bill:
-        return make_bill(self.used, self.reserved, self.short, self.terms)
 
     @property
     def due(self) -> Money:
@@ -165,9 +161,9 @@ def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str
     return Draft(
         facts=facts,
         terms=terms,
-        used=tuple(used),
         reserved=tuple(reserved),
         short=tuple(short),
+        bill=bill,
         credits=tuple(taken),
         upto=upto,
     )
@@ -310,12 +306,15 @@ def _kept(draft: Draft) -> dict[str, Any]:
 
 def _draft_of(stored: Stored, used: Sequence[Used]) -> Draft:
     kept = stored.facts
+    terms = terms_of(kept)
+    reserved = tuple(Reserved(**each) for each in kept["reserved"])
+    short = tuple(Short(**each) for each in kept["short"])
     return Draft(
         facts=Facts(**kept["facts"]),
-        terms=terms_of(kept),
-        used=tuple(used),
-        reserved=tuple(Reserved(**each) for each in kept["reserved"]),
-        short=tuple(Short(**each) for each in kept["short"]),
+        terms=terms,
+        reserved=reserved,
+        short=short,
+        bill=make_bill(used, reserved, short, terms),
         credits=tuple((credit, Money.parse(amount)) for credit, amount in kept["credits"]),
         upto=stored.ledger_upto,
     )

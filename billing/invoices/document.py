@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from billing.catalogue.money import Money
 from billing.invoices.lines import ROUNDING, Bill, Line, Terms, exact_string
+from billing.ledger.chain_entry import canonical
 from billing.moments import utc
 from billing.wire.evidence import key_id
 
@@ -112,10 +112,6 @@ def shown(number: int, line: Line) -> dict[str, Any]:
         "line": number, "type": line.type, **line.what, "exact": exact_string(line.exact),
         "amount": str(line.amount),
     }  # fmt: skip
-
-
-def canonical(value: Any) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def sha256(document: bytes) -> str:

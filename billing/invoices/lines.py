@@ -15,8 +15,6 @@ CENT_PICOUSD: Final = PICOUSD_PER_USD // 100
 ROUNDING: Final = "each line to 0.01 USD, half to even"
 _MS_PER_HOUR: Final = 3_600_000
 _MU: Final = 1_000
-# The kinds of tokens, and of which price of `Price` each is.
-TOKEN_KINDS: Final = ("uncached_input", "cached_input", "cache_write", "output")
 
 
 def to_cents(picousd: Fraction | int) -> Money:
@@ -181,12 +179,12 @@ def _sla(each: Short) -> Line:
         "contract": each.contract, "from_ms": each.from_ms, "until_ms": each.until_ms,
         "milliunits_short": each.mu, "price_per_unit_hour": str(Money(each.picousd)), "percent": each.percent,
     }  # fmt: skip
-    return Line.of("sla_credit", what, -short_amount(each))
+    return Line.of("sla_credit", what, -short_amount(each.mu, each.picousd, each.percent))
 
 
-def short_amount(each: Short) -> Fraction:
-    """What is given back, in pico-dollars."""
-    return Fraction(each.mu * each.picousd * each.percent, _MU * 3_600 * 100)
+def short_amount(mu: int, picousd: int, percent: int) -> Fraction:
+    """What is given back of the price of a unit-hour for so many milliunits, in pico-dollars."""
+    return Fraction(mu * picousd * percent, _MU * 3_600 * 100)
 
 
 def exact_string(picousd: Fraction) -> str:

@@ -12,13 +12,14 @@ from sqlalchemy import Connection, Row, Select, and_, func, literal, literal_col
 
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import Price, prices_by_id
-from billing.invoices.lines import TOKEN_KINDS, Reserved, Short, Used, to_cents
+from billing.invoices.lines import Reserved, Short, Used, to_cents
 from billing.invoices.terms import capacity_charges
 from billing.ledger.entries import Pricing
-from billing.ledger.usage_report import CLASS, usage_between
+from billing.ledger.usage_report import CLASS, tokens_by_kind, usage_between
 from billing.schema.capacity import contract_minute
 from billing.schema.invoices import invoice, late_transaction
 from billing.schema.ledger import ledger_transaction, usage_event
+from billing.wire.tokens import TOKEN_KINDS
 
 _of = usage_event.c
 # The one whose invoice an event missed; of one before the first invoice, its month in UTC.
@@ -131,10 +132,7 @@ def _by_kind(of: Any, period: Any) -> Select[Any]:
 
 
 def _tokens(of: Any) -> Iterable[Any]:
-    prompt, cached, written, output = (
-        func.sum(of[f"billed_{name}"]) for name in ("prompt", "cached", "written", "output")
-    )
-    sums = (prompt - cached - written, cached, written, output)
+    sums = tokens_by_kind(of, "billed")
     return (figure.label(kind) for kind, figure in zip(TOKEN_KINDS, sums, strict=True))
 
 
@@ -169,13 +167,7 @@ def _read(connection: Connection, query: Select[Any]) -> list[Used]:
 
 
 def _used(row: Row[Any], price: Price) -> Iterable[Used]:
-    costs = (
-        price.input_picousd,
-        price.cached_input_picousd,
-        price.written_picousd,
-        price.output_picousd,
-    )
-    for kind, picousd in zip(TOKEN_KINDS, costs, strict=True):
+    for kind, picousd in zip(TOKEN_KINDS, price.by_kind, strict=True):
         if tokens := row._mapping[kind]:
             yield Used(
                 period=row.period,

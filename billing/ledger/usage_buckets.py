@@ -26,11 +26,12 @@ from sqlalchemy import (
 
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import prices_by_id
-from billing.ledger.usage_report import KINDS, tokens_by_kind, usage_between, usage_of_requests
+from billing.ledger.usage_report import tokens_by_kind, usage_between, usage_of_requests
 from billing.schema.catalogue import instance, model
 from billing.schema.catalogue import tenant as tenant_table
 from billing.schema.ledger import HOUR_MS, usage_event
 from billing.wire.routes import OFFERED_ROUTES, ROUTE_FACTS, Route
+from billing.wire.tokens import TOKEN_KINDS
 
 MINUTE_MS: Final = 60_000
 DAY_MS: Final = 24 * HOUR_MS
@@ -141,11 +142,11 @@ def _added_up(connection: Connection, rows: Sequence[Any], wanted: Wanted) -> li
     tokens: dict[tuple[Any, ...], int] = {}
     amounts: dict[tuple[Any, ...], Money] = {}
     for row in rows:
-        for (kind, price_of), count in zip(KINDS.items(), row[at + 1 :], strict=True):
+        for kind, picousd, count in zip(TOKEN_KINDS, prices[row[at]].by_kind, row[at + 1 :], strict=True):
             if count:
                 place = (*row[:at], kind)
                 tokens[place] = tokens.get(place, 0) + int(count)
-                amounts[place] = amounts.get(place, ZERO) + Money(int(count) * price_of(prices[row[at]]))
+                amounts[place] = amounts.get(place, ZERO) + Money(int(count) * picousd)
     return [
         CostGroup(
             bucket_ms=int(place[0]) * wanted.width_ms,

@@ -21,9 +21,9 @@ from billing.ledger.checkpoints import Checkpoint
 from billing.schema.chain import usage_chain, usage_chain_head
 from billing.schema.clock import database_now_ms
 from billing.schema.invoices import invoice
+from billing.wire.tokens import TOKEN_KINDS, by_kind
 
 VERSION: Final = 1
-_KINDS: Final = ("uncached_input", "cached_input", "cache_write", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +105,10 @@ def _entry(row: Mapping[Any, Any], price: Price | None, price_digest: str) -> di
 
 def _receipt(row: Mapping[Any, Any], price: Price) -> list[dict[str, Any]]:
     """A line for each kind of tokens that there are: tokens × price = amount, in pico-dollars."""
-    prompt, cached, written = row["billed_prompt"], row["billed_cached"], row["billed_written"]
-    tokens = (prompt - cached - written, cached, written, row["billed_output"])
-    prices = price.input_picousd, price.cached_input_picousd, price.written_picousd, price.output_picousd
+    tokens = by_kind(*(row[f"billed_{name}"] for name in ("prompt", "cached", "written", "output")))
     return [
         {"kind": kind, "tokens": count, "picousd": each, "amount_picousd": str(count * each)}
-        for kind, count, each in zip(_KINDS, tokens, prices, strict=True)
+        for kind, count, each in zip(TOKEN_KINDS, tokens, price.by_kind, strict=True)
         if count
     ]
 

@@ -41,6 +41,7 @@ from billing.schema.ledger import (
 )
 from billing.wire.dimensions import Dimension
 from billing.wire.part_ids import LATER_PART_LIKE
+from billing.wire.tokens import TOKEN_KINDS, by_kind
 
 _MS_PER_DAY: Final = 24 * HOUR_MS
 
@@ -92,21 +93,12 @@ _UNCOSTED: Final[dict[str, ColumnElement[Any]]] = {
     "uncosted.requests": func.count().filter(and_(TOLD, COST_PRICE.c.price_id.is_(None))),
     "untold.requests": func.count().filter(UNTOLD),
 }
-# The price of each kind of tokens.
-KINDS: Final[dict[str, Callable[[Price], int]]] = {
-    "uncached_input": lambda price: price.input_picousd,
-    "cached_input": lambda price: price.cached_input_picousd,
-    "cache_write": lambda price: price.written_picousd,
-    "output": lambda price: price.output_picousd,
-}
 
 
 def tokens_by_kind(of: ColumnCollection[str, Any], what: str) -> tuple[ColumnElement[Any], ...]:
-    """The sums of tokens that were `billed` or `produced`, in the order of `KINDS`."""
-    prompt, cached, written, output = (
-        of[f"{what}_{name}"] for name in ("prompt", "cached", "written", "output")
-    )
-    return _sum(prompt - cached - written), _sum(cached), _sum(written), _sum(output)
+    """The sums of tokens that were `billed` or `produced`, in the order of `TOKEN_KINDS`."""
+    counts = by_kind(*(of[f"{what}_{name}"] for name in ("prompt", "cached", "written", "output")))
+    return tuple(_sum(count) for count in counts)
 
 
 _PLACES: Final = tuple(_figures(usage_hour.c))
@@ -364,12 +356,16 @@ def _bill_items(connection: Connection, query: Select[Any], of: PriceList) -> tu
             price_id=price_id,
             kind=kind,
             tokens=int(tokens),
-            price_picousd=None if price_id is None else price_of(prices[price_id]),
+            price_picousd=picousd,
         )
         for model, instance, price_id, *counts in rows
-        for (kind, price_of), tokens in zip(KINDS.items(), counts, strict=True)
+        for kind, picousd, tokens in zip(TOKEN_KINDS, _by_kind(prices.get(price_id)), counts, strict=True)
         if tokens
     )
+
+
+def _by_kind(price: Price | None) -> Sequence[int | None]:
+    return (None,) * len(TOKEN_KINDS) if price is None else price.by_kind
 
 
 def _line(row: Mapping[Any, Any], by: Sequence[Dimension], cost: Mapping[Any, Any] | None) -> UsageLine:

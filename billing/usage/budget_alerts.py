@@ -2,9 +2,6 @@
 (https://www.standardwebhooks.com). Each is sent once for a period, and again until somebody takes it.
 """
 
-import base64
-import hashlib
-import hmac
 import json
 import logging
 from collections.abc import Callable
@@ -14,15 +11,14 @@ import httpx
 from sqlalchemy import Engine
 
 from billing.catalogue import budget_alerts
-from billing.catalogue.budget_alerts import SIGNING_PREFIX, Alert
+from billing.catalogue.budget_alerts import Alert
 from billing.catalogue.budgets import Budget
 from billing.schema.clock import database_now_ms
+from billing.wire.webhooks import retry_after_ms, signed_headers
 
 _log = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 5.0
-_RETRY_MS_LEAST: Final = 5_000
-_RETRY_MS_MOST: Final = 3_600_000
 
 
 class AlertSender:
@@ -45,8 +41,8 @@ class AlertSender:
                     budget_alerts.sent(connection, alert, budget.from_ms)
                 else:
                     _log.warning("an alert of %s was not taken: %s", alert.budget_id, failure)
-                    wait_ms = min(_RETRY_MS_MOST, _RETRY_MS_LEAST * 2 ** min(alert.attempts, 20))
-                    budget_alerts.failed(connection, alert, failure, now_ms + wait_ms)
+                    next_ms = now_ms + retry_after_ms(alert.attempts)
+                    budget_alerts.failed(connection, alert, failure, next_ms)
 
     def close(self) -> None:
         """Close its connections."""
@@ -58,9 +54,7 @@ class AlertSender:
         alert_id = f"{alert.budget_id}-{alert.percent}-{budget.from_ms}"
         headers = {
             "content-type": "application/json",
-            "webhook-id": alert_id,
-            "webhook-timestamp": str(now_ms // 1000),
-            "webhook-signature": signature(alert.secret, alert_id, now_ms // 1000, body),
+            **signed_headers(alert.secret, alert_id, now_ms // 1000, body),
         }
         try:
             status = self._http.post(alert.url, content=body, headers=headers).status_code
@@ -87,10 +81,3 @@ def content(alert: Alert, budget: Budget, now_ms: int) -> dict[str, Any]:
         "runs_out_ms": budget.runs_out_ms(now_ms),
         "at_ms": now_ms,
     }
-
-
-def signature(secret: str, alert_id: str, at_s: int, body: bytes) -> str:
-    """HMAC-SHA256 over id, time and body."""
-    key = base64.b64decode(secret.removeprefix(SIGNING_PREFIX))
-    signed = b".".join((alert_id.encode(), str(at_s).encode(), body))
-    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()

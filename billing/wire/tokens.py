@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from billing.wire.value import Value
 
@@ -61,6 +61,15 @@ class Tokens(Value, frozen=True, omit_defaults=True):
         uncached = self.prompt - self.cached - self.written
         of_cache = self.cached * cached_input + self.written * cache_write
         return uncached * input + of_cache + self.output * output
+
+
+# Kinds of tokens that have prices of their own.
+TOKEN_KINDS: Final = ("uncached_input", "cached_input", "cache_write", "output")
+
+
+def by_kind(prompt: Any, cached: Any, written: Any, output: Any) -> tuple[Any, Any, Any, Any]:
+    """Counts, or columns of counts, in the order of `TOKEN_KINDS`: of a prompt what is in no cache apart."""
+    return prompt - cached - written, cached, written, output
 
 
 class Delivered(Value, frozen=True):

@@ -15,9 +15,10 @@ from sqlalchemy import Engine
 from billing.catalogue.money import Money
 from billing.exports import files
 from billing.exports.reading import requests_between
-from billing.exports.recorded import TOKEN_KINDS, Form, RecordedRequest
+from billing.exports.recorded import Form, RecordedRequest
 from billing.exports.shapes import bodies, stripe_events
 from billing.ledger.usage_export import span_of
+from billing.wire.tokens import TOKEN_KINDS
 from tests.billing.ledger.test_chain import books  # noqa: F401 (a fixture)
 
 SCHEMAS = Path(__file__).parent / "schemas"
