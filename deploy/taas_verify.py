@@ -135,6 +135,8 @@ class Invoices:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._documents: list[dict[str, Any]] = []
+        # By credit notes, of each invoice: so far.
+        self._given_back: Counter[str] = Counter()
         self._own: dict[str, Counter[tuple[Any, ...]]] = {}
         self._late: dict[str, Counter[tuple[Any, ...]]] = {}
 
@@ -149,8 +151,33 @@ class Invoices:
             signatures.check(what, {**record, "key": record.get("key")}, text, self._report)
         check_sums(what, document, self._report)
         if document["document"] == "invoice":
+            for each in document.get("earlier", ()):
+                self._earlier(what, each)
             self._documents.append(document)
             self._own[number], self._late[number] = Counter(), Counter()
+        else:
+            self._given_back[document["corrects"]] += -picousd_of(document["net"])
+
+    def _earlier(self, what: str, said: dict[str, Any]) -> None:
+        """What an invoice says of a period of which usage came late, with what those before it leave."""
+        since = [each for each in self._documents if each["period"]["name"] >= said["period"]]
+        if not since or since[0]["period"]["name"] != said["period"]:
+            self._report.notes.append(f"{what}: the export lacks the invoice of {said['period']}")
+            return
+        own, where = since[0], f"{what}, late usage of {said['period']}"
+        of_it = [line for each in since for line in each["lines"] if line.get("period") == said["period"]]
+        billed = sum(picousd_of(line["exact"]) for line in of_it if line["type"] == "usage")
+        self._report.expect(f"{where}: what is billed of it", picousd_of(said["billed"]), billed)
+        self._report.expect(f"{where}: its tiers", said["tiers"], own["terms"]["tiers"])
+        unused = sum(
+            picousd_of(line["amount"])
+            for line in [*(each for each in own["lines"] if each["type"] == "commitment"), *of_it]
+            if line["type"] in ("commitment", "covered")
+        )
+        left = picousd_of(own["net"]) - self._given_back[own["number"]]
+        self._report.expect(
+            f"{where}: its unused commitment", said["unused"], plain(max(0, min(unused, left)))
+        )
 
     def add(self, entry: dict[str, Any], event: dict[str, Any], tokens: dict[str, int], price: int) -> None:
         """An entry of a request with an amount."""
@@ -215,8 +242,9 @@ def check_sums(what: str, document: dict[str, Any], report: Report) -> None:
         if abs(Fraction(picousd_of(line["amount"])) - to_cents(amount if amount is not None else said)):
             report.differs(f"{where}: {line['amount']} is not {line['exact']} to the cent")
     if document["document"] == "invoice":
-        given = sum(line["type"] == "discount" for line in document["lines"])
-        report.expect(f"{what}: its lines of discounts", given, sum(map(bool, discounts(document).values())))
+        given = sum(line["type"] in ("discount", "covered") for line in document["lines"])
+        taken = [*discounts(document).values(), *covered(document).values()]
+        report.expect(f"{what}: its lines of discounts and of what is covered", given, sum(map(bool, taken)))
     net = sum(picousd_of(line["amount"]) for line in document["lines"])
     report.expect(f"{what}: the sum of its lines", document["net"], plain(net))
     tax = picousd_of(document["tax"])
@@ -234,29 +262,70 @@ def plain(picousd: int | Fraction) -> str:
     return usd(picousd).replace(",", "")
 
 
-def discounts(document: dict[str, Any]) -> dict[str, Fraction]:
-    """What is taken off by volume, by the amount above which: each tier of what is above it, to the next."""
-    used = usage_lines(document)
-    usage = sum((line["tokens"] * price_of(line["price"]) for line in used), Fraction(0))
-    tiers = sorted(document["terms"].get("tiers", ()), key=lambda tier: picousd_of(tier["above"]))
+def discounts(document: dict[str, Any]) -> dict[tuple[str | None, str], Fraction]:
+    """What is taken off by volume, by the period of late usage (None: of this one) and the amount above
+    which: each tier of what is above it, to the next.
+    """
+    own = taken_off(usage_of(document, None), document["terms"].get("tiers", ()))
+    off: dict[tuple[str | None, str], Fraction] = {(None, above): part for above, part in own.items()}
+    for each in document.get("earlier", ()):
+        parts = taken_off(usage_of(document, each["period"]), each["tiers"], picousd_of(each["billed"]))
+        off |= {(each["period"], above): part for above, part in parts.items()}
+    return off
+
+
+def usage_of(document: dict[str, Any], period: str | None) -> list[dict[str, Any]]:
+    """The lines of tokens of an earlier period; None: those that count for the invoice's own."""
+    late = {each["period"] for each in document.get("earlier", ())}
+    return [
+        line
+        for line in usage_lines(document)
+        if (line["period"] not in late if period is None else line["period"] == period)
+    ]
+
+
+def taken_off(
+    used: list[dict[str, Any]], tiers: list[dict[str, Any]], billed: int = 0
+) -> dict[str, Fraction]:
+    """By the amount above which. `billed`: so much was used before."""
+    usage = sum((line["tokens"] * price_of(line["price"]) for line in used), Fraction(billed))
+    tiers = sorted(tiers, key=lambda tier: picousd_of(tier["above"]))
     ends = [*(Fraction(picousd_of(tier["above"])) for tier in tiers[1:]), usage]
     return {
-        tier["above"]: -max(Fraction(0), min(usage, end) - picousd_of(tier["above"])) * tier["percent"] / 100
+        tier["above"]: -max(Fraction(0), min(usage, end) - max(billed, picousd_of(tier["above"])))
+        * tier["percent"] / 100
         for tier, end in zip(tiers, ends, strict=False)
-    }
+    }  # fmt: skip
+
+
+def covered(document: dict[str, Any]) -> dict[str, Fraction]:
+    """What the commitments of earlier periods cover, by period: late usage less its discounts, as far as that
+    commitment was charged and not used.
+    """
+    off = discounts(document)
+    found = {}
+    for each in document.get("earlier", ()):
+        used = usage_of(document, each["period"])
+        owed = sum(to_cents(line["tokens"] * price_of(line["price"])) for line in used)
+        owed += sum(to_cents(part) for (period, _), part in off.items() if period == each["period"])
+        found[each["period"]] = -Fraction(max(0, min(picousd_of(each["unused"]), owed)))
+    return found
 
 
 def expected_lines(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Fraction | None]]:
     """Each line with its exact amount in pico-dollars; None where only the document says it."""
-    lines, off = document["lines"], discounts(document)
-    charged = ("usage", "discount", "capacity")
-    spent = sum(picousd_of(line["amount"]) for line in lines if line["type"] in charged)
+    lines, off, drawn = document["lines"], discounts(document), covered(document)
+    spent = sum(picousd_of(line["amount"]) for line in [
+        *usage_of(document, None), *(line for line in lines if line["type"] == "capacity"),
+    ]) + sum(to_cents(part) for (period, _), part in off.items() if period is None)  # fmt: skip
     for line in lines:
         amount: Fraction | None = None
         if line["type"] == "usage":
             amount = Fraction(line["tokens"]) * price_of(line["price"])
         elif line["type"] == "discount":
-            amount = off.get(line["above"], Fraction(0))
+            amount = off.get((line.get("period"), line["above"]), Fraction(0))
+        elif line["type"] == "covered":
+            amount = drawn.get(line["period"], Fraction(0))
         elif line["type"] == "capacity":
             each = picousd_of(line["price_per_unit_hour"]) * (line["until_ms"] - line["from_ms"])
             amount = Fraction(line["milliunits_per_second"] * each, 1_000 * 3_600_000)

@@ -21,8 +21,9 @@ from billing.catalogue.tenants import Tenant
 from billing.contracts.timeline import FOREVER_MS
 from billing.invoices import credits, prepaid, store
 from billing.invoices.document import Facts, invoice_document, sha256, signed
-from billing.invoices.lines import Bill, Reserved, Short, Terms, Tier, Used, capacity_amount, make_bill
-from billing.invoices.periods import name_of, next_name, period
+from billing.invoices.earlier import earlier_periods, read_earlier, stored_earlier
+from billing.invoices.lines import Bill, Earlier, Reserved, Short, Terms, Used, capacity_amount, make_bill
+from billing.invoices.periods import days, name_of, next_name, period
 from billing.invoices.reading import (
     capacity,
     not_billed,
@@ -32,7 +33,7 @@ from billing.invoices.reading import (
     used_late,
 )
 from billing.invoices.store import Stored
-from billing.invoices.terms import capacity_charges, list_terms, terms_at
+from billing.invoices.terms import capacity_charges, list_terms, read_tiers, stored_tiers, terms_at
 from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
 from billing.moments import utc
 from billing.refusals import Conflict, Invalid
@@ -50,6 +51,7 @@ class Draft:
 
     facts: Facts
     terms: Terms
+    earlier: tuple[Earlier, ...]
     reserved: tuple[Reserved, ...]
     short: tuple[Short, ...]
     bill: Bill
@@ -62,7 +64,15 @@ class Draft:
 
     def document(self, number: str) -> bytes:
         """As it is issued under this number."""
-        return invoice_document(number, self.facts, self.terms, self.bill, self.credits, self.upto)
+        return invoice_document(
+            number,
+            self.facts,
+            self.terms,
+            self.bill,
+            earlier=self.earlier,
+            credits=self.credits,
+            upto=self.upto,
+        )
 
 
 def next_period(connection: Connection, tenant: Tenant) -> str | None:
@@ -126,15 +136,15 @@ def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str
     from_ms, _ = period(name, first_guess.day, tenant.time_zone)
     from_ms = from_ms if last is None else last.until_ms
     terms = terms_at(connection, tenant.tenant_id, from_ms)
-    _, until_ms = period(name, terms.day, tenant.time_zone)
+    begins_ms, until_ms = period(name, terms.day, tenant.time_zone)
     if until_ms <= from_ms:
         raise Conflict(f"All of {name} is on {last and last.number} already.", param="period")
+    terms = terms.for_days(days(from_ms, until_ms), days(begins_ms, until_ms))
     upto = store.last_transaction(connection)
     after = 0 if last is None else last.ledger_upto
-    used = [
-        *used_late(connection, tenant.tenant_id, after, upto),
-        *used_in_period(connection, tenant.tenant_id, name, from_ms, until_ms),
-    ]
+    late = used_late(connection, tenant.tenant_id, after, upto)
+    used = [*late, *used_in_period(connection, tenant.tenant_id, name, from_ms, until_ms)]
+    earlier = earlier_periods(connection, tenant.tenant_id, {each.period for each in late})
     reserved, short = capacity(connection, tenant.tenant_id, from_ms, until_ms)
     facts = Facts(
         issuer=issuer,
@@ -148,7 +158,7 @@ def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str
         project_names=projects.names(connection, {each.project for each in used}),
         **not_billed(connection, tenant.tenant_id, from_ms, until_ms),
     )
-    bill = make_bill(used, reserved, short, terms)
+    bill = make_bill(used, reserved, short, terms, earlier)
     taken = credits.choose(
         credits.of_tenant(connection, tenant.tenant_id),
         bill.total,
@@ -161,6 +171,7 @@ def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str
     return Draft(
         facts=facts,
         terms=terms,
+        earlier=tuple(earlier),
         reserved=tuple(reserved),
         short=tuple(short),
         bill=bill,
@@ -284,6 +295,7 @@ _ACCOUNT_OF: Final = {
     "capacity": Account.CAPACITY,
     "sla_credit": Account.SLA,
     "commitment": Account.COMMITMENT,
+    "covered": Account.COMMITMENT,
 }
 
 
@@ -296,8 +308,10 @@ def _kept(draft: Draft) -> dict[str, Any]:
             "tax_name": draft.terms.tax_name,
             "tax_basis_points": draft.terms.tax_basis_points,
             "commitment": str(draft.terms.commitment),
-            "tiers": [[str(tier.above), tier.percent] for tier in draft.terms.tiers],
+            "tiers": stored_tiers(draft.terms.tiers),
+            "prorated": draft.terms.prorated,
         },
+        "earlier": [stored_earlier(each) for each in draft.earlier],
         "reserved": [asdict(each) for each in draft.reserved],
         "short": [asdict(each) for each in draft.short],
         "credits": [[credit, str(amount)] for credit, amount in draft.credits],
@@ -307,14 +321,16 @@ def _kept(draft: Draft) -> dict[str, Any]:
 def _draft_of(stored: Stored, used: Sequence[Used]) -> Draft:
     kept = stored.facts
     terms = terms_of(kept)
+    earlier = tuple(read_earlier(each) for each in kept.get("earlier", ()))
     reserved = tuple(Reserved(**each) for each in kept["reserved"])
     short = tuple(Short(**each) for each in kept["short"])
     return Draft(
         facts=Facts(**kept["facts"]),
         terms=terms,
+        earlier=earlier,
         reserved=reserved,
         short=short,
-        bill=make_bill(used, reserved, short, terms),
+        bill=make_bill(used, reserved, short, terms, earlier),
         credits=tuple((credit, Money.parse(amount)) for credit, amount in kept["credits"]),
         upto=stored.ledger_upto,
     )
@@ -328,5 +344,6 @@ def terms_of(kept: dict[str, Any]) -> Terms:
         tax_name=terms["tax_name"],
         tax_basis_points=terms["tax_basis_points"],
         commitment=Money.parse(terms["commitment"]),
-        tiers=tuple(Tier(Money.parse(above), percent) for above, percent in terms["tiers"]),
+        tiers=read_tiers(terms["tiers"]),
+        prorated=None if terms.get("prorated") is None else tuple(terms["prorated"]),
     )

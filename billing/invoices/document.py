@@ -11,7 +11,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from billing.catalogue.money import Money
-from billing.invoices.lines import ROUNDING, Bill, Line, Terms, exact_string
+from billing.invoices.lines import ROUNDING, Bill, Earlier, Line, Terms, Tier, exact_string
 from billing.ledger.chain_entry import canonical
 from billing.moments import utc
 from billing.wire.evidence import key_id
@@ -40,9 +40,18 @@ class Facts:
 
 
 def invoice_document(
-    number: str, facts: Facts, terms: Terms, bill: Bill, credits: Sequence[tuple[str, Money]], upto: int
+    number: str,
+    facts: Facts,
+    terms: Terms,
+    bill: Bill,
+    *,
+    earlier: Sequence[Earlier],
+    credits: Sequence[tuple[str, Money]],
+    upto: int,
 ) -> bytes:
-    """`credits`: what is taken of each. `upto`: the last transaction of the ledger that was counted."""
+    """`earlier`: periods of which usage came late. `credits`: what is taken of each. `upto`: the last
+    transaction of the ledger that was counted.
+    """
     paid = sum((amount.picousd for _, amount in credits), 0)
     return canonical(
         {
@@ -53,8 +62,20 @@ def invoice_document(
                 "day": terms.day,
                 "tax": {"name": terms.tax_name, "basis_points": terms.tax_basis_points},
                 "commitment": str(terms.commitment),
-                "tiers": [{"above": str(each.above), "percent": each.percent} for each in terms.tiers],
+                "tiers": _tiers(terms.tiers),
+                "prorated": None
+                if terms.prorated is None
+                else {"days": terms.prorated[0], "of_days": terms.prorated[1]},
             },
+            "earlier": [
+                {
+                    "period": each.period,
+                    "billed": str(Money(each.billed)),
+                    "tiers": _tiers(each.tiers),
+                    "unused": str(each.unused),
+                }
+                for each in earlier
+            ],
             "lines": [shown(number, line) for number, line in enumerate(bill.lines, 1)],
             "project_names": dict(facts.project_names),
             "not_billed": {"unpriced": facts.unpriced, "quarantined": facts.quarantined},
@@ -84,6 +105,10 @@ def credit_note_document(
             "due": str(line.amount + tax),
         }
     )
+
+
+def _tiers(tiers: Sequence[Tier]) -> list[dict[str, Any]]:
+    return [{"above": str(each.above), "percent": each.percent} for each in tiers]
 
 
 def _head(kind: str, number: str, facts: Facts) -> dict[str, Any]:

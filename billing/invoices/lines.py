@@ -5,7 +5,7 @@ a reader can add up what is printed. The exact amounts of usage are those of the
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Final
 
@@ -74,13 +74,46 @@ class Tier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How a tenant is billed in a period."""
+    """How a tenant is billed in a period. `prorated`: the period has so many days instead of so many, and the
+    commitment and where tiers begin are less, or more, by that.
+    """
 
     day: int = 1
     tax_name: str | None = None
     tax_basis_points: int = 0
     commitment: Money = ZERO
     tiers: tuple[Tier, ...] = ()
+    prorated: tuple[int, int] | None = None
+
+    def for_days(self, days: int, of_days: int) -> "Terms":
+        """Of a period that is shorter or longer than a month because it begins on another day from then on;
+        to the cent.
+        """
+        if days == of_days:
+            return self
+
+        def part(amount: Money) -> Money:
+            return to_cents(Fraction(amount.picousd * days, of_days))
+
+        return replace(
+            self,
+            commitment=part(self.commitment),
+            tiers=tuple(Tier(part(tier.above), tier.percent) for tier in self.tiers),
+            prorated=(days, of_days),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """A period that is on an invoice already, of which usage came late. `billed`: its exact usage on invoices
+    so far, in pico-dollars; `tiers` are its own; `unused`: what its commitment has cost that no usage has
+    drawn on.
+    """
+
+    period: str
+    billed: int
+    tiers: tuple[Tier, ...]
+    unused: Money
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,25 +146,44 @@ class Bill:
 
     def of_type(self, *types: str) -> Money:
         """The sum of rounded lines of these types."""
-        return sum((line.amount for line in self.lines if line.type in types), ZERO)
+        return _sum(line for line in self.lines if line.type in types)
 
 
 def make_bill(
-    used: Iterable[Used], reserved: Iterable[Reserved], short: Iterable[Short], terms: Terms
+    used: Iterable[Used],
+    reserved: Iterable[Reserved],
+    short: Iterable[Short],
+    terms: Terms,
+    earlier: Sequence[Earlier] = (),
 ) -> Bill:
-    """All lines in their order: usage, its discount, capacity, what was short of it, what is left of the
-    commitment.
+    """All lines in their order: usage, its discount, what the commitments of earlier periods cover of it,
+    capacity, what was short of it, what is left of the commitment.
+
+    Usage that came late costs what it would have cost in time: it counts in the tiers of its own period, and
+    draws on what that one's commitment has cost. It counts for no other period.
     """
     usage = [_usage(each) for each in used]
-    lines = [*usage, *_discounts(sum((line.exact for line in usage), Fraction(0)), terms.tiers)]
-    lines += [_capacity(each) for each in reserved]
-    spent = sum((line.amount for line in lines), ZERO)
-    lines += [_sla(each) for each in short]
-    if terms.commitment > spent:
-        left = terms.commitment - spent
+    discounts: list[Line] = []
+    covered: list[Line] = []
+    for each in earlier:
+        late = [line for line in usage if line.what["period"] == each.period]
+        off = _discounts(late, each.tiers, each.period, each.billed)
+        discounts += off
+        if (drawn := min(each.unused, _sum([*late, *off]))) > ZERO:
+            covered.append(Line.of("covered", {"period": each.period}, -drawn.picousd))
+    periods = {each.period for each in earlier}
+    own = [line for line in usage if line.what["period"] not in periods]
+    off = _discounts(own, terms.tiers)
+    held = [_capacity(each) for each in reserved]
+    lines = [*usage, *discounts, *off, *covered, *held, *(_sla(each) for each in short)]
+    if (left := terms.commitment - _sum([*own, *off, *held])) > ZERO:
         lines.append(Line.of("commitment", {"committed": str(terms.commitment)}, left.picousd))
-    net = sum((line.amount for line in lines), ZERO)
+    net = _sum(lines)
     return Bill(tuple(lines), net, tax_on(net, terms))
+
+
+def _sum(lines: Iterable[Line]) -> Money:
+    return sum((line.amount for line in lines), ZERO)
 
 
 def tax_on(net: Money, terms: Terms) -> Money:
@@ -148,15 +200,22 @@ def _usage(each: Used) -> Line:
     return Line.of("usage", what, each.tokens * each.picousd)
 
 
-def _discounts(exact: Fraction, tiers: Sequence[Tier]) -> list[Line]:
-    """Each tier takes off what is above it, and below the next one."""
+def _discounts(
+    usage: Iterable[Line], tiers: Sequence[Tier], period: str | None = None, billed: int = 0
+) -> list[Line]:
+    """Each tier takes off what is above it, and below the next one. `period`: of usage that came late, where
+    `billed` of it is on earlier invoices.
+    """
+    ends = sum((line.exact for line in usage), Fraction(billed))
     ordered = sorted(tiers, key=lambda tier: tier.above)
     found = []
     for index, tier in enumerate(ordered):
-        ends = Fraction(ordered[index + 1].above.picousd) if index + 1 < len(ordered) else exact
-        part = min(exact, ends) - tier.above.picousd
+        below = Fraction(ordered[index + 1].above.picousd) if index + 1 < len(ordered) else ends
+        part = min(ends, below) - max(billed, tier.above.picousd)
         if part > 0 and tier.percent:
-            what = {"above": str(tier.above), "percent": tier.percent, "of": exact_string(part)}
+            what = {
+                "period": period, "above": str(tier.above), "percent": tier.percent, "of": exact_string(part),
+            }  # fmt: skip
             found.append(Line.of("discount", what, -part * tier.percent / 100))
     return found
 

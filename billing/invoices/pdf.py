@@ -138,9 +138,13 @@ def _words(line: Mapping[str, Any], period: str, names: Mapping[str, str]) -> tu
             what = f"Capacity that was short, contract {line['contract']}"
             return what, f"{hours:,.4f} unit-hours", f"{line['percent']} % of {line['price_per_unit_hour']}"
         case "discount":
-            return f"Volume discount above {line['above']} USD", f"{line['of']} USD", f"{line['percent']} %"
+            late = f", used in {line['period']}" if line["period"] else ""
+            what = f"Volume discount above {line['above']} USD{late}"
+            return what, f"{line['of']} USD", f"{line['percent']} %"
         case "commitment":
             return f"Commitment of {line['committed']} USD, what is left of it", "", ""
+        case "covered":
+            return f"Covered by the commitment of {line['period']}", "", ""
         case _:
             return f"Correction of {line['invoice']}", "", ""
 

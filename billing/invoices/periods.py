@@ -12,6 +12,7 @@ from typing import Final
 from billing.catalogue.budget_periods import day_begins_ms
 
 _NAME: Final = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])", re.ASCII)
+_DAY_MS: Final = 86_400_000
 
 
 def period(name: str, day: int, zone: str) -> tuple[int, int]:
@@ -25,6 +26,12 @@ def next_name(name: str) -> str:
     return "{:04d}-{:02d}".format(*_next(*_read(name)))
 
 
+def name_before(name: str) -> str:
+    """The name of the period before this one."""
+    year, month = _read(name)
+    return f"{year - 1:04d}-12" if month == 1 else f"{year:04d}-{month - 1:02d}"
+
+
 def name_of(moment_ms: int, day: int, zone: str) -> str:
     """The name of the period in which a moment is."""
     # A month before the one in UTC, and on from there: the day and the zone move it by at most one.
@@ -33,6 +40,13 @@ def name_of(moment_ms: int, day: int, zone: str) -> str:
     while period(name, day, zone)[1] <= moment_ms:
         name = next_name(name)
     return name
+
+
+def days(from_ms: int, until_ms: int) -> int:
+    """How long a period is, to the nearest day: clocks that change and zones that do make it hours more or
+    less.
+    """
+    return round((until_ms - from_ms) / _DAY_MS)
 
 
 def _read(name: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, Select, and_, func, literal, literal_col
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import Price, prices_by_id
 from billing.invoices.lines import Reserved, Short, Used, to_cents
+from billing.invoices.periods import name_before
 from billing.invoices.terms import capacity_charges
 from billing.ledger.entries import Pricing
 from billing.ledger.usage_report import CLASS, tokens_by_kind, usage_between
@@ -22,11 +23,10 @@ from billing.schema.ledger import ledger_transaction, usage_event
 from billing.wire.tokens import TOKEN_KINDS
 
 _of = usage_event.c
-# The one whose invoice an event missed; of one before the first invoice, its month in UTC.
+# In UTC, of an event.
 _MONTH: Final = func.to_char(
     func.timezone("UTC", func.to_timestamp(_of.ended_ms.op("/")(literal_column("1000")))), "YYYY-MM"
 )
-_PERIOD: Final = func.coalesce(invoice.c.period, _MONTH)
 _PRICED: Final = ledger_transaction.c.pricing == Pricing.PRICED.value
 
 
@@ -50,9 +50,19 @@ def used_by_transactions(
 
 
 def used_late(connection: Connection, tenant_id: str, after: int, upto: int) -> list[Used]:
-    """What was recorded, between these transactions, of periods that were on invoices already: by period."""
+    """What was recorded, between these transactions, of periods that were on invoices already: by period. Of
+    before the first one, under its month in UTC, or the one before the first period's.
+    """
+    first = connection.execute(
+        select(func.min(invoice.c.period)).where(
+            invoice.c.kind == "invoice", invoice.c.tenant_id == tenant_id
+        )
+    ).scalar_one()
+    if first is None:
+        return []
+    period = func.coalesce(invoice.c.period, func.least(_MONTH, literal(name_before(first))))
     query = (
-        _of_transactions(_PERIOD, tenant_id)
+        _of_transactions(period, tenant_id)
         .join(
             late_transaction,
             and_(
@@ -73,7 +83,7 @@ def used_late(connection: Connection, tenant_id: str, after: int, upto: int) -> 
             late_transaction.c.transaction_id > after,
             late_transaction.c.transaction_id <= upto,
         )
-        .group_by(_PERIOD)
+        .group_by(period)
     )
     return _read(connection, query)
 

@@ -125,6 +125,14 @@ def last_of(connection: Connection, tenant_id: str) -> Stored | None:
     return None if row is None else _stored(row)
 
 
+def since(connection: Connection, tenant_id: str, period: str) -> list[Stored]:
+    """A tenant's invoices of this period and of those after it, the oldest first."""
+    query = select(invoice).where(
+        invoice.c.kind == "invoice", invoice.c.tenant_id == tenant_id, invoice.c.period >= period
+    )
+    return [_stored(row) for row in connection.execute(query.order_by(invoice.c.until_ms))]
+
+
 def before(connection: Connection, each: Stored) -> Stored | None:
     """The tenant's invoice before this one."""
     query = select(invoice).where(

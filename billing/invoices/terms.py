@@ -60,7 +60,7 @@ def set_terms(connection: Connection, tenant_id: str, terms: Terms, from_ms: int
             tax_name=terms.tax_name,
             tax_basis_points=terms.tax_basis_points,
             commitment_picousd=terms.commitment.picousd,
-            tiers=[[str(tier.above), tier.percent] for tier in terms.tiers],
+            tiers=stored_tiers(terms.tiers),
         )
     )
     return DatedTerms(from_ms, terms)
@@ -197,6 +197,16 @@ def _terms(row: Row[Any]) -> DatedTerms:
             tax_name=row.tax_name,
             tax_basis_points=row.tax_basis_points,
             commitment=Money.from_sql(row.commitment_picousd),
-            tiers=tuple(Tier(Money.parse(above), percent) for above, percent in row.tiers),
+            tiers=read_tiers(row.tiers),
         ),
     )
+
+
+def stored_tiers(tiers: Iterable[Tier]) -> list[list[Any]]:
+    """As JSON: where each begins, and its percent."""
+    return [[str(tier.above), tier.percent] for tier in tiers]
+
+
+def read_tiers(stored: Iterable[Sequence[Any]]) -> tuple[Tier, ...]:
+    """What `stored_tiers` wrote."""
+    return tuple(Tier(Money.parse(above), percent) for above, percent in stored)

@@ -33,9 +33,12 @@ def _what(line: Row) -> str:
         case "capacity" | "sla_credit":
             return f"{line['contract']}"
         case "discount":
-            return f"{line['percent']} % above {line['above']}"
+            late = f"{line['period']} " if line["period"] else ""
+            return f"{late}{line['percent']} % above {line['above']}"
         case "commitment":
             return f"left of {line['committed']}"
+        case "covered":
+            return f"by the commitment of {line['period']}"
         case _:
             return str(line.get("invoice", ""))
 

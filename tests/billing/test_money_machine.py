@@ -51,7 +51,9 @@ USED = st.tuples(st.integers(0, 3_000), st.integers(1, 2_000)).map(lambda pair: 
 
 
 class MoneyMachine(RuleBasedStateMachine):
-    """One tenant, a budget in total, 7 % tax. Time goes on by days; a request ends when it is settled."""
+    """One tenant, a budget in total, 7 % tax, a commitment of 3 cents. Time goes on by days; a request is
+    settled when it ends, or later.
+    """
 
     database: Engine
     client: redis.Redis
@@ -72,7 +74,12 @@ class MoneyMachine(RuleBasedStateMachine):
         self.documents: dict[str, bytes] = {}
         with self.database.begin() as connection:
             self.tenant = tenants.create(connection, f"acme-{self.runs}")
-            set_terms(connection, self.tenant.tenant_id, Terms(tax_basis_points=700), 0)
+            set_terms(
+                connection,
+                self.tenant.tenant_id,
+                Terms(tax_basis_points=700, commitment=Money(3 * 10**10)),
+                0,
+            )
             whose = Whose(self.tenant.tenant_id, None, None)
             self.budget = budgets.put(connection, whose, Per.TOTAL, Money(10**18), None, self.now_ms)
             count_if_new(connection, [self.budget])
@@ -85,8 +92,8 @@ class MoneyMachine(RuleBasedStateMachine):
     def request(self, request_id: str) -> CellRequest:
         return CellRequest(client=self.client, request_id=request_id, tenant=self.tenant.tenant_id)
 
-    def as_ours(self, event: UsageEvent, started_ms: int) -> UsageEvent:
-        return replace(event, model=self.model, started_ms=started_ms, ended_ms=self.now_ms)
+    def as_ours(self, event: UsageEvent, started_ms: int, ended_ms: int) -> UsageEvent:
+        return replace(event, model=self.model, started_ms=started_ms, ended_ms=ended_ms)
 
     @rule(input_price=st.integers(0, 9), output_price=st.integers(0, 9))
     def set_price(self, input_price: int, output_price: int) -> None:
@@ -120,7 +127,9 @@ class MoneyMachine(RuleBasedStateMachine):
         """As the gateway does; sometimes twice."""
         request_id = data.draw(st.sampled_from(sorted(self.open)))
         request = self.request(request_id)
-        event = self.as_ours(request.event(ending, used, 0), self.open[request_id])
+        started_ms = self.open[request_id]
+        ended_ms = data.draw(st.sampled_from([self.now_ms, started_ms]))
+        event = self.as_ours(request.event(ending, used, 0), started_ms, ended_ms)
         call = settle_call(request.keys, cost_mu=0, tokens=event.charged_tokens, event=event.to_json())
         for _ in range(data.draw(st.integers(1, 2))):
             execute(self.client, call)

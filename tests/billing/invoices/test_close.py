@@ -245,8 +245,10 @@ def test_terms_hold_from_the_period_after_them(database: Engine, raw_redis: redi
             set_terms(connection, books.tenant.tenant_id, Terms(), middle - 1)
         set_terms(connection, books.tenant.tenant_id, Terms(tiers=(Tier(Money.parse("1"), 50),)), middle)
         second = books.close("2023-10")
-        # Without a gap: from the middle of October to the first of November.
-        assert (second.from_ms, second.until_ms, str(second.total)) == (middle, NOVEMBER, "1.50")
+        # Without a gap: from the middle of October to the first of November. That is 17 of 31 days, so half
+        # is taken off what is above 0.55.
+        assert (second.from_ms, second.until_ms, str(second.total)) == (middle, NOVEMBER, "1.28")
+        assert json.loads(second.document)["terms"]["prorated"] == {"days": 17, "of_days": 31}
         for made in (first, second):
             assert compute_again(connection, made.number) == made.document
 

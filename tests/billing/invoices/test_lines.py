@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing.catalogue.money import ZERO, Money
-from billing.invoices.lines import Reserved, Short, Terms, Tier, Used, make_bill, to_cents
+from billing.invoices.lines import Earlier, Reserved, Short, Terms, Tier, Used, make_bill, to_cents
 from tests.examples import examples
 
 USD = 10**12
@@ -61,6 +61,38 @@ def test_what_is_left_of_a_commitment_is_due() -> None:
     assert [line.type for line in make_bill([used(10**10)], [], [], Terms(commitment=usd("1000"))).lines] == [
         "usage"
     ]
+
+
+@settings(max_examples=examples(100))
+@given(
+    cents=st.lists(st.integers(0, 10**5), min_size=2, max_size=5),
+    tiers=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 100)), max_size=3, unique_by=lambda t: t[0]),
+    commitment=st.integers(0, 10**5),
+)
+def test_usage_that_comes_late_costs_what_it_would_have_cost_in_time(
+    cents: list[int], tiers: list[tuple[int, int]], commitment: int
+) -> None:
+    terms = Terms(
+        tiers=tuple(Tier(Money(above * USD), percent) for above, percent in tiers),
+        commitment=Money(commitment * 10**10),
+    )
+    in_time = make_bill([used(sum(cents), 10**10)], [], [], terms)
+    bill = make_bill([used(cents[0], 10**10)], [], [], terms)
+    net, unused, billed = bill.net, bill.of_type("commitment"), cents[0]
+    for late in cents[1:]:
+        earlier = Earlier(period="2026-11", billed=billed * 10**10, tiers=terms.tiers, unused=unused)
+        # It counts neither in the tiers nor for the commitment of the invoice that it is on.
+        other = Terms(tiers=(Tier(ZERO, 50),), commitment=usd("7"))
+        bill = make_bill([used(late, 10**10)], [], [], other, [earlier])
+        assert bill.of_type("commitment") == usd("7")
+        net, unused = net + bill.net - usd("7"), unused + bill.of_type("covered")
+        billed += late
+        assert unused >= ZERO
+    # Each line of a discount is rounded.
+    assert abs(net.picousd - in_time.net.picousd) <= 10**10 * len(cents) * (len(tiers) + 1)
+    assert abs(unused.picousd - in_time.of_type("commitment").picousd) <= 10**10 * len(cents) * (
+        len(tiers) + 1
+    )
 
 
 def test_tiers_take_off_each_its_part() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sqlalchemy import Engine, select, text
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import set_price
 from billing.invoices import credit_notes
-from billing.invoices.lines import Tier
+from billing.invoices.lines import Tier, to_cents
 from billing.ledger.backfill import Scope, backfill
 from billing.ledger.chain import chain_waiting
 from billing.ledger.chain_entry import canonical, digest
@@ -80,7 +81,7 @@ def books(database: Engine, raw_redis: redis.Redis) -> Iterator[Books]:
     """
     with database.connect() as connection:  # nothing is committed
         books = Books(
-            connection, raw_redis, tax_name="VAT", tax_basis_points=1900,
+            connection, raw_redis, tax_name="VAT", tax_basis_points=1900, commitment=Money.parse("5"),
             tiers=(Tier(Money.parse("1"), 10), Tier(Money.parse("3"), 33)),
         )  # fmt: skip
         of = {"tenant": books.tenant.tenant_id}
@@ -91,7 +92,7 @@ def books(database: Engine, raw_redis: redis.Redis) -> Iterator[Books]:
         books.use(OCTOBER + 4, ending=Ending.ENGINE_DIED)
         record(connection, replace(event("ä", (3, 0, 1), **of), ended_ms=OCTOBER + 9, ignored=("n",)))
         books.close("2023-10", KEY)
-        books.use(NOVEMBER - 1, (2_000, 0, 1_000))
+        books.use(NOVEMBER - 1, (200_000, 0, 100_000))
         set_price(connection, "m2", input="3", cached_input="1", output="5", valid_from_ms=0)
         backfill(connection, Scope("m2", 0, 10**14), dry_run=False)
         set_price(connection, "m1", input="1.1", cached_input="1", output="3", cache_write="2")
@@ -137,10 +138,10 @@ def test_an_export_is_verified_alone(export: list[bytes], verify: Verifier) -> N
     found = json.loads(said)
     assert (status, found["differences"], found["notes"]) == (0, [], [])
     assert found["checked"] == {
-        "invoices": 4, "invoice lines": 18, "prices": 2, "entries": 10, "receipts": 7, "checkpoints": 1,
+        "invoices": 4, "invoice lines": 22, "prices": 2, "entries": 10, "receipts": 7, "checkpoints": 1,
         "invoice lines against entries": 24,
     }  # fmt: skip
-    assert found["amount"] == "13.0040835"
+    assert found["amount"] == "13.4000835"
     status, said = verify(export)
     assert (status, said.splitlines()[-1]) == (
         0, f"good: all is as it was recorded and signed by the key {key_id(KEY.public_key())}",
@@ -218,6 +219,26 @@ def _invoice_of_ours(records: Records) -> None:
     line = next(line for line in record["document"]["lines"] if line["kind"] == "output")
     line["tokens"] += 1
     line["exact"] = "1.000002"
+    _sign(record)
+
+
+def _covered_too_little(records: Records) -> None:
+    """As if nothing of October's commitment was left for its late usage; its sums are right."""
+    record = one(records, number="INV-000002")
+    document = record["document"]
+    document["earlier"][0]["unused"] = "0.00"
+    (line,) = (line for line in document["lines"] if line["type"] == "covered")
+    given = Money.parse(line["amount"])
+    document["lines"].remove(line)
+    for number, each in enumerate(document["lines"], 1):
+        each["line"] = number
+    net = Money.parse(document["net"]) - given
+    tax = to_cents(Fraction(net.picousd * 19, 100))
+    document |= {"net": str(net), "tax": str(tax), "total": str(net + tax), "due": str(net + tax)}
+    _sign(record)
+
+
+def _sign(record: dict[str, Any]) -> None:
     record["sha256"] = digest(record["document"])
     record["signature"] = base64.b64encode(KEY.sign(b"taas invoice 1\n" + record["sha256"].encode())).decode()
 
@@ -241,6 +262,10 @@ def _invoice_of_ours(records: Records) -> None:
         (_end, "end: its amount in pico-dollars: it says 1, and is"),
         (_other_tenant, "its tenant: it says"),
         (_invoice, "invoice INV-000001: the SHA-256 of its document"),
+        (
+            _covered_too_little,
+            "INV-000002, late usage of 2023-10: its unused commitment: it says 0.00, and is",
+        ),
         (_invoice_of_ours, "m1 on_demand price 1 output: its tokens: it says 500001, and is 500000"),
     ],
 )
