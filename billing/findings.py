@@ -37,7 +37,9 @@ class FindingKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One finding. `ids` are examples, 20 at most; `count` says how many there are."""
+    """One finding. `ids` are examples, 20 at most; `count` says how many there are. `since_ms`: since when,
+    to the minute, where that is known.
+    """
 
     kind: FindingKind
     message: str
@@ -46,13 +48,14 @@ class Finding:
     tokens: CounterPair | None = None
     count: int | None = None
     ids: Sequence[str] = ()
+    since_ms: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Without what does not apply."""
         parts: dict[str, Any] = {"kind": self.kind.value, "message": self.message}
         if self.kind is FindingKind.COUNTER_LOST:
             parts["counter_lost"] = True
-        for name in ("instance", "epoch", "count"):
+        for name in ("instance", "epoch", "count", "since_ms"):
             if getattr(self, name) is not None:
                 parts[name] = getattr(self, name)
         if self.tokens is not None:

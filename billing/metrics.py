@@ -26,6 +26,7 @@ class BillingMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._audited: set[str] = set()
+        self._read: set[str] = set()
         self._lagging: set[str] = set()
         self._make_counters()
         self.degraded = Gauge(
@@ -55,6 +56,12 @@ class BillingMetrics:
             "taas_pool_desired_instances",
             "Instances that a scaled pool should have now, by its contracts and load.",
             "pool",
+        )
+        self.read_at = self.shared.gauge(
+            "taas_audit_read_timestamp_seconds",
+            "Moment at which an audit last compared the counters of an engine with what is billed, absorbed "
+            "and open.",
+            "engine",
         )
         self.findings = self.shared.gauge(
             "taas_audit_findings", "What the last audit found, by kind.", "kind"
@@ -158,6 +165,13 @@ class BillingMetrics:
             self.residual.remove(gone, "prompt")
             self.residual.remove(gone, "output")
         self._audited = instances
+        for gone in self._read - report.read_ms.keys():
+            self.read_at.remove(gone)
+        self._read &= report.read_ms.keys()
+        for instance, read_ms in report.read_ms.items():
+            if read_ms is not None:
+                self.read_at.labels(instance).set(read_ms / 1000)
+                self._read.add(instance)
         for each in report.instances:
             self.residual.labels(each.instance, "prompt").set(each.residual.prompt)
             self.residual.labels(each.instance, "output").set(each.residual.generation)

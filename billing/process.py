@@ -20,6 +20,7 @@ from billing.allocator.allocator import Allocator
 from billing.allocator.restore import RESTORE_INTERVAL_MS, Restorer
 from billing.api.app import build_app
 from billing.api.signing_key import checking_key, signing_key
+from billing.audit import balance_rows
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.run import Auditor
 from billing.autoscaling.autoscaler import Autoscaler
@@ -51,6 +52,7 @@ from billing.usage.busy_cells import BusyCells
 from billing.usage.consumer import MORE_WAITS, Consumer
 from billing.usage.held_budgets import sweep
 from billing.usage.reap import Reaper
+from billing.wire import redis_clock
 from billing.wire.certificates import checked_by
 from billing.wire.listening import naming
 from billing.wire.metrics_page import MetricsPage
@@ -88,6 +90,8 @@ _CHAIN_BATCHES: Final = 20
 _FORGET_INTERVAL_MS: Final = 600_000
 # Scripts of versions that were replaced take 40 kB each.
 _LIBRARIES_INTERVAL_MS: Final = 86_400_000
+# Balances by minute become balances by hour two weeks later.
+_THIN_OUT_INTERVAL_MS: Final = 3_600_000
 # For the periodic audit, every half minute; one that an operator asks for waits longer.
 _AUDIT_WAIT_MS: Final = 2_000
 
@@ -277,7 +281,12 @@ def _loops(
     def audit() -> None:
         metrics.audited(auditor.audit(wait_ms=_AUDIT_WAIT_MS, check_facts=False))
 
+    def thin_out() -> None:
+        with stores.loops_engine.begin() as connection:
+            balance_rows.thin_out(connection, redis_clock.now_ms(client))
+
     audits = LeadersRounds(metrics.shared.leads, audit, interval_ms=settings.audit_interval_ms)
+    thinning = LeadersRounds(metrics.shared.leads, thin_out, interval_ms=_THIN_OUT_INTERVAL_MS)
     autoscaler = Autoscaler(stores.loops_engine, client, metrics.scaled)
     autoscaling = LeadersRounds(metrics.shared.leads, autoscaler.round, interval_ms=_LEADS_INTERVAL_MS)
     inventory = LeadersRounds(
@@ -293,7 +302,7 @@ def _loops(
         Loop("counters", poll, interval_ms=settings.counters_interval_ms, metrics=metrics),
         Loop(
             "audit",
-            audits.step,
+            lambda: audits.step() or thinning.step(),
             interval_ms=min(_LEADS_INTERVAL_MS, settings.audit_interval_ms),
             metrics=metrics,
         ),

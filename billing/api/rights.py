@@ -145,6 +145,7 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "DELETE /admin/v1/sinks/{sink}": _SELL,
     "GET /admin/v1/sinks/{sink}/skipped": _READ,
     "GET /admin/v1/provider-usage": _READ,
+    "GET /admin/v1/reconciliation": _READ,
     "GET /admin/v1/audit": _READ,
     "GET /admin/v1/findings": _READ,
     "PATCH /admin/v1/findings/{finding_id}": _OPERATE | _PRICE,

@@ -6,14 +6,18 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request
 
+from billing.api.answer import Listing
 from billing.api.control import Control
-from billing.api.fields import Moment, TenantQuery
-from billing.api.paging import After
+from billing.api.fields import Moment, Name, TenantQuery
+from billing.api.paging import After, PageQuery, listing
 from billing.api.query import KNOWN_QUERY
-from billing.api.usage_answers import AuditAnswer, ProviderUsageAnswer, UsageAnswer
+from billing.api.usage_answers import AuditAnswer, EngineBalance, ProviderUsageAnswer, UsageAnswer
+from billing.audit import balance_rows
+from billing.audit.balance_rows import MINUTE_MS, BalanceRow
 from billing.audit.run import Auditor
 from billing.catalogue import projects, tenants
 from billing.contracts.store import now_ms
+from billing.findings import pair_json
 from billing.ledger.provider_usage import Period, provider_usage
 from billing.ledger.usage_report import UsageLine, parse_dimensions, report_usage
 from billing.moments import month_begins_ms
@@ -109,6 +113,43 @@ def of_providers(
     with control.reading() as connection:
         data = provider_usage(connection, provider, Period(since, until), names)
     return {"data": data}
+
+
+@router.get("/reconciliation", response_model=Listing[EngineBalance])
+def reconciliation(
+    control: Control,
+    asked: PageQuery,
+    instance: Annotated[Name | None, Query(description="Of this one only.")] = None,
+    since: Annotated[Moment | None, Query(alias="from")] = None,
+    until: Moment | None = None,
+    residual: Annotated[bool, Query(description="Only those with a residual.")] = False,
+) -> dict[str, Any]:
+    """The balance of each engine by minute, the newest first: in [from, until)."""
+    with control.reading() as connection:
+        page = balance_rows.list_page(
+            connection, asked, instance=instance, from_ms=since, until_ms=until, residual=residual
+        )
+    return listing(page, _balance)
+
+
+def _balance(row: BalanceRow) -> dict[str, Any]:
+    sums = {
+        "produced": row.produced, "billed": row.metered.billed, "absorbed": row.metered.absorbed,
+        "open": row.metered.open, "residual": row.residual,
+    }  # fmt: skip
+    return {
+        "instance": row.instance,
+        "epoch": row.epoch,
+        "from_ms": row.minute * MINUTE_MS,
+        "until_ms": (row.until + 1) * MINUTE_MS,
+        **{name: pair_json(pair) for name, pair in sums.items()},
+        "added": {name: pair_json(pair) for name, pair in row.added.items()},
+        "run": row.state.run,
+        "counters": row.state.counters,
+        "running": row.state.running,
+        "waiting": row.state.waiting,
+        "lag_ms": row.state.lag_ms,
+    }
 
 
 @router.get("/audit", response_model=AuditAnswer, response_model_exclude_unset=True)

@@ -180,9 +180,42 @@ class InstanceAudit(Answer):
     counters: bool
 
 
+class AddedTokens(Answer):
+    """What was added since the row before."""
+
+    produced: Counters
+    billed: Counters
+    absorbed: Counters
+
+
+class EngineBalance(Answer):
+    """The balance of one engine in the minutes [`from_ms`, `until_ms`), or until the next row: produced =
+    billed + absorbed + open + residual, all since its epoch began. `run`: of the epoch; it grows when the
+    engine restarts. `counters`: `read`, `silent` (it did not answer; these are its last ones), or `ended`.
+    `running` and `waiting`: its requests that are open, and that have ended and are not in SQL yet, the
+    oldest of them for `lag_ms`.
+    """
+
+    instance: str
+    epoch: str
+    run: int
+    counters: Literal["read", "silent", "ended"]
+    from_ms: Ms
+    until_ms: Ms
+    produced: Counters
+    billed: Counters
+    absorbed: Counters
+    open: Counters
+    residual: Counters
+    added: AddedTokens
+    running: int
+    waiting: int
+    lag_ms: int
+
+
 class FindingAnswer(Answer):
     """One finding, without the fields that do not apply. `ids` are examples, `count` says how many there
-    are.
+    are. `since_ms`: since when a residual is there, to the minute.
     """
 
     kind: FindingKind
@@ -193,6 +226,7 @@ class FindingAnswer(Answer):
     count: int | None = None
     tokens: Counters | None = None
     ids: list[str] | None = None
+    since_ms: Ms | None = None
 
 
 class AuditLogHead(Answer):

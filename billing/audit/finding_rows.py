@@ -65,11 +65,16 @@ _NEWEST_FIRST: Final[Order[FindingRow]] = Order(
 )
 
 
+def hold_off(connection: Connection) -> None:
+    """Block what other audits would keep until the transaction ends."""
+    connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.FINDINGS)))
+
+
 def keep(connection: Connection, found: Iterable[Finding], *, facts: bool) -> None:
     """Make the rows what an audit found; `facts`: it has read everything back. What was resolved is opened
     again only if its figures have changed.
     """
-    connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.FINDINGS)))
+    hold_off(connection)
     now_ms = database_now_ms(connection)
     there = {
         (row.kind, row.about): row

@@ -6,7 +6,7 @@ engines. Last, for requests that an engine names and that had no event before, i
 `balance` computes; nothing is written.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from billing.audit.balance import (
     balance_by_bounds,
     balance_by_request,
 )
+from billing.audit.balance_rows import EngineState
 from billing.audit.engine_counters import CounterPoller, Poll, lost_tokens
 from billing.audit.engine_runs import EngineRun, read_runs
 from billing.audit.reconcile import Evidence, read_evidence
@@ -38,11 +39,12 @@ Epoch = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditReading:
-    """One reading. `idle`: epochs that have no request anywhere on its way. Not `complete`: there was more
-    than could be read.
+    """One reading. `states`: of the epochs that have a balance. `idle`: epochs that have no request anywhere
+    on its way. Not `complete`: there was more than could be read.
     """
 
     balances: tuple[EpochBalance, ...]
+    states: Mapping[Epoch, EngineState]
     evidence: tuple[Evidence, ...]
     idle: frozenset[Epoch]
     poll: Poll
@@ -109,6 +111,7 @@ def read_all(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: B
     complete = streams.complete and not opened.unreadable
     return AuditReading(
         balances=balances,
+        states=_states(balances, facts),
         evidence=evidence,
         idle=_idle(balances, facts),
         poll=poll,
@@ -249,6 +252,31 @@ def _open_tokens(epoch: Epoch, facts: _Facts) -> tuple[CounterPair, CounterPair]
         known += each.tokens
         room += CounterPair(max(0, whole - each.tokens.prompt), max(0, whole - each.tokens.generation))
     return known, room
+
+
+def _states(balances: Sequence[EpochBalance], facts: _Facts) -> dict[Epoch, EngineState]:
+    alive = {(each.instance, each.epoch) for each in facts.poll.registry.instances if each.alive}
+    running = Counter(
+        (each.instance, each.epoch)
+        for name, each in facts.open.by_id.items()
+        if name not in facts.streams.by_id and name not in facts.events
+    )
+    since_ms: dict[Epoch, list[int]] = defaultdict(list)
+    for name, each in facts.streams.by_id.items():
+        if name not in facts.events:
+            since_ms[each.instance, each.epoch].append(each.since_ms)
+    states = {}
+    for epoch in ((balance.instance, balance.epoch) for balance in balances):
+        read = isinstance(facts.poll.readings.get(epoch[0]), Counters)
+        waiting = since_ms.get(epoch, ())
+        states[epoch] = EngineState(
+            run=max((run.run for run in facts.runs.get(epoch, ())), default=0),
+            counters="ended" if epoch not in alive else "read" if read else "silent",
+            running=running[epoch],
+            waiting=len(waiting),
+            lag_ms=max(0, facts.poll.registry.now_ms - min(waiting)) if waiting else 0,
+        )
+    return states
 
 
 def _idle(balances: Sequence[EpochBalance], facts: _Facts) -> frozenset[Epoch]:

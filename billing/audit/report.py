@@ -53,9 +53,11 @@ class AuditReport:
     findings: tuple[Finding, ...]
     # The last entry of the audit log, if that was checked.
     head: Head | None = None
-    # Rows of findings that are there, by kind and state; the age of the oldest open request.
+    # Rows of findings that are there, by kind and state; the age of the oldest open request; when the
+    # counters of each instance that is there were read, None where it did not answer.
     rows: Mapping[tuple[str, str], int] = field(default_factory=dict)
     oldest_open_ms: int = 0
+    read_ms: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def residual_tokens(self) -> int:

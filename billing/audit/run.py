@@ -8,14 +8,15 @@ explained, `report` makes the report. Findings are values; it raises only if it 
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import redis
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from billing.accounts import audit_log
-from billing.audit import finding_rows
+from billing.audit import balance_rows, finding_rows
 from billing.audit.clocks import check_clocks, difference_ms
 from billing.audit.engine_counters import Absorbed, CounterPoller
 from billing.audit.reading import AuditReading, read_all, snapshot
@@ -135,10 +136,35 @@ class Auditor:
                 findings += audit_log.check(connection)
                 head = audit_log.head(connection)
         with self._engine.begin() as connection:
+            finding_rows.hold_off(connection)
+            balance_rows.keep(connection, reading.poll.registry.now_ms, reading.balances, reading.states)
+            findings = [_dated(connection, each) for each in findings]
             finding_rows.keep(connection, findings, facts=check_facts)
             rows = finding_rows.count_by_state(connection)
         oldest_ms = min((each.started_ms for each in reading.open.by_id.values()), default=None)
         age_ms = 0 if oldest_ms is None else max(0, redis_clock.now_ms(self._client) - oldest_ms)
         return AuditReport(
-            by_instance(reading.balances), tuple(findings), head, rows=rows, oldest_open_ms=age_ms
+            by_instance(reading.balances),
+            tuple(findings),
+            head,
+            rows=rows,
+            oldest_open_ms=age_ms,
+            read_ms=_read_ms(reading),
         )
+
+
+def _dated(connection: Connection, finding: Finding) -> Finding:
+    """A residual with the minute since which it is there."""
+    if finding.kind is not FindingKind.RESIDUAL or finding.instance is None:
+        return finding
+    since_ms = balance_rows.residual_since_ms(connection, finding.instance, finding.epoch or "")
+    return replace(finding, since_ms=since_ms)
+
+
+def _read_ms(reading: AuditReading) -> dict[str, int | None]:
+    """When the counters of each instance that is there were read; None: it did not answer."""
+    return {
+        instance: reading.poll.registry.now_ms if state.counters == "read" else None
+        for (instance, _), state in reading.states.items()
+        if state.counters != "ended"
+    }

@@ -1,6 +1,8 @@
-"""The table of what audits found. It owns columns, not how they are filled. Times are ms since the epoch."""
+"""Tables of what audits found, and of the balances that they read. It owns columns, not how they are filled.
+Times are ms since the epoch.
+"""
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Table, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from billing.schema.metadata import metadata
@@ -25,4 +27,30 @@ finding = Table(
     CheckConstraint("state <> 'closed' or gone_ms is not null", name="closed"),
     Index("uq_finding_there", "kind", "about", unique=True, postgresql_where=text("gone_ms is null")),
     Index(None, "opened_ms", "finding_id"),
+)
+
+# The balance of each engine (`audit.balance`) by minute (of Redis's clock, since 1970): sums since its epoch
+# began, as the last audit of the minute read them. A row holds until minute `until`, or until the next row if
+# that is earlier; it never passes the hour. `run`: of the epoch, from 0 on; it grows with each restart of the
+# engine. `counters`: `read` · `silent` (the engine did not answer: its last ones) · `ended`. `running`,
+# `waiting`: requests that are open, and that have ended and are not in SQL, the oldest since `lag_ms`.
+engine_balance = Table(
+    "engine_balance",
+    metadata,
+    Column("instance", Text, primary_key=True),
+    Column("epoch", Text, primary_key=True),
+    Column("minute", BigInteger, primary_key=True, autoincrement=False),
+    Column("until", BigInteger, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("counters", Text, nullable=False),
+    *(
+        Column(f"{what}_{kind}", BigInteger, nullable=False)
+        for what in ("produced", "billed", "absorbed", "open")
+        for kind in ("prompt", "generation")
+    ),
+    Column("running", Integer, nullable=False),
+    Column("waiting", Integer, nullable=False),
+    Column("lag_ms", BigInteger, nullable=False),
+    CheckConstraint("counters in ('read', 'silent', 'ended')", name="counters"),
+    Index(None, "minute", "instance", "epoch"),
 )

@@ -48,11 +48,12 @@ class OpenRequests:
 
 @dataclass(frozen=True, slots=True)
 class OnTheWay:
-    """A request that has ended and whose event is in a stream."""
+    """A request that has ended and whose event is in a stream since then, by Redis's clock."""
 
     instance: str
     epoch: str
     tokens: CounterPair
+    since_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +106,12 @@ def read_streams(client: redis.Redis, cells: Collection[str]) -> Streams:
         replies = read.execute()
     by_id: dict[str, OnTheWay] = {}
     for entries in replies:
-        for _, fields in entries:
+        for entry_id, fields in entries:
             try:
                 event = UsageEvent.from_json(fields[redis_keys.USAGE_FIELD.encode()])
             except (UsageEventError, KeyError):
                 continue  # the consumer sets it aside, where it is found
             tokens = CounterPair(event.produced.prompt, event.produced.output)
-            by_id.setdefault(event.request_id, OnTheWay(event.instance, event.epoch, tokens))
+            way = OnTheWay(event.instance, event.epoch, tokens, int(entry_id.split(b"-")[0]))
+            by_id.setdefault(event.request_id, way)
     return Streams(by_id, all(len(entries) < _ENTRIES_MAX for entries in replies))

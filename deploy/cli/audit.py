@@ -47,7 +47,7 @@ def _print(report: dict[str, Any]) -> None:
         if not all(row["counters"] for row in report["instances"]):
             click.echo(
                 "counters: none. Hold a provider's instance against the provider's own count: "
-                "`taas reconcile FILE --provider …`"
+                "`taas reconcile provider FILE --provider …`"
             )
     else:
         click.echo("no instance has served anything yet")

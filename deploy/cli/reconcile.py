@@ -1,4 +1,4 @@
-"""`taas reconcile`: a provider's own count of an account's usage beside ours."""
+"""`taas reconcile`: what engines and providers counted, beside what was recorded."""
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -7,8 +7,17 @@ from typing import Any, Final
 import click
 
 from billing.wire.engine_kinds import PROVIDERS
-from deploy.cli.connection import call
-from deploy.cli.output import Columns, json_option, print_json, print_table
+from deploy.cli.connection import call, call_list
+from deploy.cli.moments import BACK, back
+from deploy.cli.output import (
+    Columns,
+    json_option,
+    limit_option,
+    moment,
+    print_json,
+    print_table,
+    show,
+)
 from deploy.cli.provider_export import Counted, ExportError, model_name, read_export
 
 _BYTES_MAX: Final = 64 * 1024 * 1024
@@ -21,14 +30,66 @@ _COLUMNS: Columns = {
 }  # fmt: skip
 
 
-@click.command()
+def _pair(word: str) -> Any:
+    return lambda row: f"{row[word]['prompt']}/{row[word]['generation']}"
+
+
+def _added(word: str) -> Any:
+    return lambda row: _pair(word)(row["added"])
+
+
+_BALANCES: Columns = {
+    "FROM (UTC)": moment("from_ms"), "UNTIL": moment("until_ms"), "INSTANCE": "instance",
+    "RUN": lambda row: f"{row['epoch']}.{row['run']}", "COUNTERS": "counters",
+    "PRODUCED": _added("produced"), "BILLED": _added("billed"), "ABSORBED": _added("absorbed"),
+    "OPEN": _pair("open"), "RESIDUAL": _pair("residual"), "RUNNING": "running", "WAITING": "waiting",
+    "LAG S": lambda row: row["lag_ms"] / 1000,
+}  # fmt: skip
+
+
+@click.group()
+def reconcile() -> None:
+    """What engines and providers counted, beside what was recorded: show, provider."""
+
+
+@reconcile.command("show")
+@click.option("--instance", help="Of this instance only.")
+@click.option(
+    "--from", "since", metavar="WHEN", default="1h", show_default=True, help=f"From then on: {BACK}."
+)
+@click.option("--until", metavar="WHEN", help="Until then.")
+@click.option("--residual", is_flag=True, help="Only where there is a residual.")
+@limit_option
+@json_option
+def show_balances(
+    instance: str | None, since: str, until: str | None, residual: bool, limit: int | None, as_json: bool
+) -> None:
+    """Show the balance of engines by minute, the newest first, in tokens: prompt/generation.
+
+    PRODUCED, BILLED and ABSORBED: what was added since the row before. OPEN: what was produced by then and is
+    on no bill yet, because its request runs or its usage is on its way. RESIDUAL: what nothing explains.
+    A row holds until the next one if nothing moved.
+
+    \b
+    taas reconcile show --instance i1 --from 2h
+    taas reconcile show --residual --from 30d
+    """
+    query = {
+        "instance": instance, "from": back(since, "--from"), "until": back(until, "--until"),
+        "residual": residual or None,
+    }  # fmt: skip
+    found = call_list("reconciliation", query=query, limit=limit)
+    show(found, as_json, _BALANCES, empty="no audit has read a balance")
+
+
+@reconcile.command("provider")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--provider", required=True, type=click.Choice(PROVIDERS), help="Whose export it is.")
 @click.option("--instance", "instances", multiple=True, help="Compare with this instance only; repeat it.")
 @click.option("--key-id", help="Of the export, only what this API key of yours used: its id there.")
 @json_option
 @click.pass_context
-def reconcile(
+def of_provider(
     context: click.Context,
     file: Path,
     provider: str,
@@ -44,8 +105,8 @@ def reconcile(
     (`untold`) are in neither. The exit status is 1 if there is one.
 
     \b
-    taas reconcile usage.json --provider openai
-    taas reconcile claude.csv --provider anthropic --instance at-anthropic --key-id apikey_01…
+    taas reconcile provider usage.json --provider openai
+    taas reconcile provider claude.csv --provider anthropic --instance at-anthropic --key-id apikey_01…
     """
     try:
         if file.stat().st_size > _BYTES_MAX:

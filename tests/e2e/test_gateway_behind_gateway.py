@@ -340,5 +340,5 @@ def test_the_wholesalers_count_agrees_with_the_retailers_ledger(
     for dialect, text in (("openai", openais), ("anthropic", json.dumps({"data": anthropics}))):
         export = tmp_path / dialect
         export.write_text(text)
-        shown = trade.retail.taas("reconcile", str(export), "--provider", dialect)
+        shown = trade.retail.taas("reconcile", "provider", str(export), "--provider", dialect)
         assert str(sum(line["tokens"]["output"] for line in there[dialect])) in shown

@@ -293,7 +293,7 @@ def test_the_audit_reads_no_counters_there_and_misses_nothing(shop: Shop) -> Non
     shown = shop.stack.taas("audit")
     assert shown.count(" none\n") == 2
     assert "counters: none. Hold a provider's instance" in shown
-    assert "taas reconcile FILE" in shown
+    assert "taas reconcile provider FILE" in shown
 
 
 def test_no_log_and_no_page_has_the_key(shop: Shop) -> None:

@@ -10,6 +10,7 @@ import redis
 from sqlalchemy import Engine, func, insert, select, text
 from sqlalchemy.event import listen
 
+from billing.audit.balance_rows import list_page
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.report import AuditReport
 from billing.audit.run import Auditor
@@ -18,6 +19,7 @@ from billing.findings import Finding, FindingKind
 from billing.ledger.check import set_aside
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.metrics import BillingMetrics
+from billing.page import PageRequest
 from billing.schema.catalogue import model as model_table
 from billing.schema.ledger import HOUR_MS, NOT_FINAL, ledger_transaction, usage_event, usage_total
 from billing.usage.consumer import Consumer
@@ -103,9 +105,16 @@ def test_a_residual_of_either_sign_is_told_and_neither_cancels_the_other(
         register(raw_redis, other, "i2")
         record(database, event("a", (10, 0, 5)), event("b", (10, 0, 5), instance="i2"))
         report = auditor.audit(wait_ms=1000)
+        with database.connect() as connection:
+            asked = {"instance": None, "from_ms": None, "until_ms": None, "residual": True}
+            noted = list_page(connection, PageRequest(9), **asked).rows
     assert [each.residual for each in report.instances] == [CounterPair(5, 0), CounterPair(0, -3)]
     assert report.residual_tokens == 8
-    assert len(found(report, FindingKind.RESIDUAL)) == 2
+    assert {each.instance: each.residual for each in noted} == {
+        each.instance: each.residual for each in report.instances
+    }
+    told = found(report, FindingKind.RESIDUAL)
+    assert [each.since_ms for each in told] == [each.minute * 60_000 for each in noted]
 
 
 def test_samples_share_a_prompt_that_the_engine_counts_each_time(
@@ -120,13 +129,20 @@ def test_samples_share_a_prompt_that_the_engine_counts_each_time(
 
 
 def test_usage_still_in_a_stream_counts_as_open(
-    raw_redis: redis.Redis, auditor: Auditor, engine: ScriptedEngine
+    database: Engine, raw_redis: redis.Redis, auditor: Auditor, engine: ScriptedEngine
 ) -> None:
     register(raw_redis, engine)
     engine.prompt, engine.generation = 10, 5
     raw_redis.xadd(redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("a", (10, 0, 5)).to_json()})
     report = auditor.audit(wait_ms=0)
     assert (report.residual_tokens, report.instances[0].metered.open) == (0, CounterPair(10, 5))
+    with database.connect() as connection:
+        (row,) = list_page(
+            connection, PageRequest(9), instance="i1", from_ms=None, until_ms=None, residual=False
+        ).rows
+    assert (row.state.counters, row.state.running, row.state.waiting) == ("read", 0, 1)
+    assert 0 <= row.state.lag_ms < 60_000
+    assert row.metered.open == CounterPair(10, 5)
 
 
 def test_a_request_that_runs_explains_what_it_can_have_produced_and_no_more(

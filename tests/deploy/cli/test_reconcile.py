@@ -94,7 +94,7 @@ def test_what_agrees_ends_with_0_and_what_differs_is_named(
              "output_tokens": 15}  # fmt: skip
     second = {"model": "gpt-4.1-2025-04-14", "input_tokens": 7, "output_tokens": 3, "day": 1}
     good = written(tmp_path / "good.json", openai_page(first, second, days=2))
-    report = told("reconcile", good, "--provider", "openai")
+    report = told("reconcile", "provider", good, "--provider", "openai")
     assert [(row["day"], row["kind"], row["billed"], row["theirs"]) for row in report["data"]] == [
         ("2023-11-15", "input", 150, 150), ("2023-11-15", "cached input", 40, 40),
         ("2023-11-15", "output", 15, 15), ("2023-11-16", "input", 7, 7), ("2023-11-16", "output", 3, 3),
@@ -105,7 +105,7 @@ def test_what_agrees_ends_with_0_and_what_differs_is_named(
             first | {"output_tokens": 17}, {"model": "o9", "input_tokens": 1, "output_tokens": 2}, days=2
         ),
     )
-    shown = taas("reconcile", bad, "--provider", "openai", exit_code=1)
+    shown = taas("reconcile", "provider", bad, "--provider", "openai", exit_code=1)
     for words in (
         "2023-11-15 gpt-4.1: 2 more output tokens counted there than here",
         "2023-11-15 o9: 1 more input tokens counted there than here",
@@ -122,7 +122,7 @@ def test_absorbed_tokens_are_ours_and_untold_requests_are_named(taas: Taas, ledg
     ledger(replace(lost, provider=provider), replace(died, provider=provider))
     row = {"model": "gpt-4.1", "input_tokens": 30, "output_tokens": 4}
     export = written(tmp_path / "export.json", openai_page(row))
-    shown = taas("reconcile", export, "--provider", "openai", exit_code=1)
+    shown = taas("reconcile", "provider", export, "--provider", "openai", exit_code=1)
     assert "20 more input tokens counted there than here; 1 requests told no usage" in shown.output
     assert "output tokens counted" not in shown.output
 
@@ -136,11 +136,11 @@ def test_anthropics_figures_exclude_what_its_cache_has_to_do_with(told: Told, le
     }  # fmt: skip
     other = row | {"api_key_id": "apikey_of_another_product"}
     page = written(tmp_path / "a.json", anthropic_page(row, other))
-    report = told("reconcile", page, "--provider", "anthropic", "--key-id", "apikey_ours")
+    report = told("reconcile", "provider", page, "--provider", "anthropic", "--key-id", "apikey_ours")
     line = ["2023-11-15", "claude-sonnet-4-5-20250929", "ours", "Default", "standard", "", "500", "200", "0",
             "300", "20", "0"]  # fmt: skip
     table = written(tmp_path / "a.csv", "\ufeff" + csv_of(ANTHROPIC_CSV, [line]))
-    assert told("reconcile", table, "--provider", "anthropic")["data"] == report["data"]
+    assert told("reconcile", "provider", table, "--provider", "anthropic")["data"] == report["data"]
     assert [(row["kind"], row["theirs"], row["difference"]) for row in report["data"]] == [
         ("input", 1000, 0), ("cached input", 300, 0), ("cache write", 200, 0), ("output", 20, 0),
     ]  # fmt: skip
@@ -153,7 +153,7 @@ def test_only_some_instances_are_compared(told: Told, ledger: Any, tmp_path: Pat
     )
     row = {"model": "m", "input_tokens": 10, "output_tokens": 1}
     page = written(tmp_path / "a.json", openai_page(row))
-    assert told("reconcile", page, "--provider", "openai", "--instance", "at-openai")["data"]
+    assert told("reconcile", "provider", page, "--provider", "openai", "--instance", "at-openai")["data"]
 
 
 def csv_of(names: list[str], rows: list[list[str]]) -> str:
@@ -220,7 +220,14 @@ def test_an_export_that_says_too_little_is_refused_by_name(text: str, provider: 
 
 
 def test_a_refused_export_is_named(taas: Taas, tmp_path: Path):
-    shown = taas("reconcile", written(tmp_path / "x.csv", "a,b\n1,2\n"), "--provider", "openai", exit_code=1)
+    shown = taas(
+        "reconcile",
+        "provider",
+        written(tmp_path / "x.csv", "a,b\n1,2\n"),
+        "--provider",
+        "openai",
+        exit_code=1,
+    )
     assert "x.csv: its first line lacks" in shown.output
 
 
