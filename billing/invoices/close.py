@@ -23,6 +23,7 @@ from billing.invoices import credits, prepaid, store
 from billing.invoices.document import Facts, invoice_document, sha256, signed
 from billing.invoices.earlier import earlier_periods, read_earlier, stored_earlier
 from billing.invoices.lines import Bill, Earlier, Reserved, Short, Terms, Used, capacity_amount, make_bill
+from billing.invoices.open_findings import open_findings
 from billing.invoices.periods import days, name_of, next_name, period
 from billing.invoices.reading import (
     capacity,
@@ -157,6 +158,7 @@ def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str
         zone=tenant.time_zone,
         project_names=projects.names(connection, {each.project for each in used}),
         **not_billed(connection, tenant.tenant_id, from_ms, until_ms),
+        reconciliation=open_findings(connection, tenant.tenant_id, from_ms, until_ms),
     )
     bill = make_bill(used, reserved, short, terms, earlier)
     taken = credits.choose(

@@ -23,7 +23,8 @@ _SIGNED: Final = b"taas invoice 1\n"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a document says that the ledger does not: names as they were, and the period. `unpriced` and
-    `quarantined`: requests of the period that are on no invoice.
+    `quarantined`: requests of the period that are on no invoice. `reconciliation`: as `open_findings` has it;
+    None of invoices from before it was listed.
     """
 
     issuer: str
@@ -37,6 +38,7 @@ class Facts:
     project_names: Mapping[str, str]
     unpriced: int = 0
     quarantined: int = 0
+    reconciliation: Mapping[str, Any] | None = None
 
 
 def invoice_document(
@@ -53,9 +55,11 @@ def invoice_document(
     transaction of the ledger that was counted.
     """
     paid = sum((amount.picousd for _, amount in credits), 0)
+    reconciliation = {} if facts.reconciliation is None else {"reconciliation": facts.reconciliation}
     return canonical(
         {
             **_head("invoice", number, facts),
+            **reconciliation,
             "ledger_upto": upto,
             "rounding": ROUNDING,
             "terms": {

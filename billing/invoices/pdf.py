@@ -189,5 +189,16 @@ def _notes(shown: Mapping[str, Any]) -> str:
     left = [f"{why} {count}" for why, count in shown.get("not_billed", {}).items() if count]
     if left:
         notes.append(f"Requests that are on no invoice yet: {escape(', '.join(left))}.")
+    if said := shown.get("reconciliation"):
+        notes.append(_reconciliation(said))
     notes.append("The legal document is the JSON that this was made from.")
     return "<br/>".join(notes)
+
+
+def _reconciliation(said: Mapping[str, Any]) -> str:
+    audited = said["audited_ms"]
+    until = "no engine with counters was used" if audited is None else f"compared until {utc(audited)}"
+    if not said["findings"]:
+        return f"Reconciliation with the counters of the engines: {until}; nothing is open."
+    found = "; ".join(escape(f"{each['what']} ({each['finding']})") for each in said["findings"])
+    return f"Reconciliation with the counters of the engines: {until}. Still open: {found}."

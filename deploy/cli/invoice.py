@@ -192,3 +192,6 @@ def _print(document: dict[str, Any]) -> None:
     for why, count in document.get("not_billed", {}).items():
         if count:
             click.echo(f"{count} requests are on no invoice: {why}")
+    for each in document.get("reconciliation", {}).get("findings", ()):
+        own = f": {', '.join(each['requests'])}" if each["requests"] else ""
+        click.echo(f"still open, {each['finding']} ({each['kind']}): {each['what']}{own}")

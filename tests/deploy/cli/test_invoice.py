@@ -40,6 +40,10 @@ def test_a_month_from_its_terms_to_its_credit_note(
     with engine.begin() as connection:
         record_events(connection, [ReceivedEvent.read(used.to_json())])
     engine.dispose()
+    lost = Finding(kind=FindingKind.USAGE_REJECTED, message="x", count=3)
+    with engine.begin() as connection:
+        keep(connection, [lost], facts=False)
+    engine.dispose()
     # Input 1, output 2, half of what is above 1 off, and the tax.
     made = told("invoice", "close", "--tenant", "acme", "--period", "2023-11", "--yes")
     assert (made["number"], made["net"], made["total"], made["due"]) == ("INV-000001", "2.00", "2.38", "2.38")
@@ -47,6 +51,7 @@ def test_a_month_from_its_terms_to_its_credit_note(
     shown = taas("invoice", "show", "INV-000001").output
     assert "Volume" not in shown
     assert "uncached_input" in shown
+    assert "(usage_rejected): usage that could not be read was set aside; nobody is billed for it" in shown
     document = taas("invoice", "show", "INV-000001", "--document").stdout
     assert json.loads(document) == made["document"]
     assert "same, byte by byte" in taas("invoice", "check", "INV-000001").output
