@@ -45,7 +45,7 @@ class InstanceAudit:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditReport:
     """The result of an audit."""
 

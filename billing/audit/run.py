@@ -144,13 +144,9 @@ class Auditor:
         oldest_ms = min((each.started_ms for each in reading.open.by_id.values()), default=None)
         age_ms = 0 if oldest_ms is None else max(0, redis_clock.now_ms(self._client) - oldest_ms)
         return AuditReport(
-            by_instance(reading.balances),
-            tuple(findings),
-            head,
-            rows=rows,
-            oldest_open_ms=age_ms,
-            read_ms=_read_ms(reading),
-        )
+            instances=by_instance(reading.balances), findings=tuple(findings), head=head, rows=rows,
+            oldest_open_ms=age_ms, read_ms=_read_ms(reading),
+        )  # fmt: skip
 
 
 def _dated(connection: Connection, finding: Finding) -> Finding:
