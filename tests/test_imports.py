@@ -59,7 +59,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "allocator": ("catalogue", "cell", "contracts", "fleet", "usage", "metrics"),
         "batch": ("ledger", "batches", "database", "idempotency"),
         "invoices": ("catalogue", "contracts", "ledger"),
-        "exports": ("catalogue", "ledger", "usage", "metrics"),
+        "exports": ("catalogue", "contracts", "invoices", "ledger", "usage", "metrics"),
         "autoscaling": ("catalogue", "contracts", "allocator", "fleet"),
         "api": (
             "accounts",
@@ -97,6 +97,7 @@ PURE = (
     "billing.contracts.terms", "billing.contracts.timeline", "billing.contracts.position",
     "billing.contracts.quote", "billing.autoscaling.decide", "billing.economics.months",
     "billing.economics.shown", "billing.exports.recorded", "billing.exports.shapes",
+    "billing.exports.focus_columns",
 )  # fmt: skip
 DOES_IO = {
     "redis", "hiredis", "httpx", "httptools", "sqlalchemy", "psycopg", "alembic", "socket", "asyncio",

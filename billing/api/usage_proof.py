@@ -8,14 +8,17 @@ from fastapi.responses import StreamingResponse
 
 from billing.api.control import Control
 from billing.api.fields import Label, Moment, Name
+from billing.api.focus_file import PREFIX, DatasetName, focus_file
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.api.signing_key import signing_key
 from billing.api.usage_answers import CheckpointListing
 from billing.exports import files
-from billing.exports.files import csv_rows
+from billing.exports.files import COLUMNS, rows
+from billing.exports.focus import Asked
 from billing.exports.reading import requests_between
-from billing.exports.recorded import Form
+from billing.exports.recorded import Form, RecordedRequest
+from billing.exports.table import FileForm, write
 from billing.ledger.checkpoints import Checkpoint, list_checkpoints
 from billing.ledger.usage_export import export_usage, span_of
 from billing.refusals import Invalid
@@ -26,7 +29,11 @@ router = APIRouter(prefix="/admin/v1/usage", tags=["usage"], dependencies=[KNOWN
 
 _NDJSON: Final = "application/x-ndjson"
 _CSV: Final = "text/csv"
-ExportForm = Literal["ndjson", "cloudevents", "openmeter", "stripe", "lago", "csv"]
+_PARQUET: Final = "application/vnd.apache.parquet"
+_TABLES: Final = {"csv": _CSV, "parquet": _PARQUET}
+ExportForm = Literal[
+    "ndjson", "cloudevents", "openmeter", "stripe", "lago", "csv", "parquet", "focus-1.2", "focus-1.4"
+]
 _PIECE_BYTES: Final = 256 * 1024
 Whose = Annotated[Name, Query(description="A tenant's id or name.")]
 
@@ -44,7 +51,9 @@ def checkpoints(control: Control, tenant: Whose, page: PageQuery) -> dict[str, A
 
 
 @router.get(
-    "/export", response_class=StreamingResponse, responses={200: {"content": {_NDJSON: {}, _CSV: {}}}}
+    "/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {_NDJSON: {}, _CSV: {}, _PARQUET: {}}}},
 )
 def export(
     control: Control,
@@ -55,10 +64,18 @@ def export(
     customer: Annotated[
         Label | None, Query(description="Of `stripe` and `lago`: their name of the customer or subscription.")
     ] = None,
+    dataset: Annotated[
+        DatasetName, Query(description="Of FOCUS; 1.2 has the first alone.")
+    ] = "cost-and-usage",
+    as_: Annotated[FileForm, Query(alias="as", description="Of FOCUS.")] = "csv",
+    columns: Annotated[
+        str | None, Query(max_length=4000, description="Of FOCUS: these alone, with commas between.")
+    ] = None,
 ) -> StreamingResponse:
     """What was recorded of a tenant in [from, until). `ndjson`: entries with their place in the chain,
     prices, receipts, invoices and signed checkpoints, in one file that `taas-verify` checks without us. Other
-    forms: its requests as other systems take them.
+    forms: its requests as other systems take them. FOCUS: its charges in the billing periods that overlap
+    this time.
     """
     key = None if control.evidence_key_file is None else signing_key(control.evidence_key_file)
     with control.reading() as connection:
@@ -66,20 +83,29 @@ def export(
         until_ms = database_now_ms(connection) + 1 if until is None else until
         if since > until_ms:
             raise Invalid("The period begins after it ends.", param="from")
+        if format.startswith(PREFIX):
+            now_ms = database_now_ms(connection)
+            asked = Asked(
+                tenant=found, from_ms=since, until_ms=until_ms, now_ms=now_ms, issuer=control.issuer
+            )
+            version = format.removeprefix(PREFIX)
+            file = focus_file(control, asked, version, dataset, as_, columns)
+            return StreamingResponse(_pieces(file), media_type=_TABLES[as_])
         span = span_of(connection, found.tenant_id, since, until_ms)
 
-    def lines() -> Iterator[bytes]:
+    def requests() -> Iterator[RecordedRequest]:
         with control.reading() as connection:
-            if format == "ndjson":
-                yield from export_usage(connection, found, span, key)
-                return
-            requests = requests_between(connection, found.tenant_id, span.first, span.last)
-            yield from (
-                csv_rows(requests) if format == "csv" else files.lines(requests, Form(format), customer)
-            )
+            yield from requests_between(connection, found.tenant_id, span.first, span.last)
 
-    media_type = _CSV if format == "csv" else _NDJSON
-    return StreamingResponse(_pieces(lines()), media_type=media_type)
+    def proof() -> Iterator[bytes]:
+        with control.reading() as connection:
+            yield from export_usage(connection, found, span, key)
+
+    if format in _TABLES:
+        file = write("parquet" if format == "parquet" else "csv", COLUMNS, rows(requests()))
+        return StreamingResponse(_pieces(file), media_type=_TABLES[format])
+    lines = proof() if format == "ndjson" else files.lines(requests(), Form(format), customer)
+    return StreamingResponse(_pieces(lines), media_type=_NDJSON)
 
 
 def _pieces(lines: Iterator[bytes]) -> Iterator[bytes]:

@@ -1,20 +1,26 @@
-"""Files of a tenant's recorded requests: lines of JSON, each of which can be sent as it is, or CSV."""
+"""Files of a tenant's recorded requests: lines of JSON, each of which can be sent as it is, or a table."""
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 import orjson
 
-from billing.exports.recorded import Form, RecordedRequest, rfc3339
+from billing.exports.recorded import Form, RecordedRequest
 from billing.exports.shapes import bodies, cloud_event
+from billing.exports.table import Column, Kind, Row
 from billing.wire.tokens import TOKEN_KINDS
 
-_CSV_HEAD: Final = (
-    "id", "request_id", "ended", "recorded", "tenant", "project", "key_id", "model", "class", "contract",
-    "batch_line", "ending", "pricing", "corrects", *TOKEN_KINDS, "amount", "currency",
-)  # fmt: skip
+# Of a table, a row for each request.
+COLUMNS: Final = (
+    *(Column(name, Kind.TEXT, empty=False) for name in ("id", "request_id")),
+    *(Column(name, Kind.MOMENT, empty=False) for name in ("ended", "recorded")),
+    *(Column(name, Kind.TEXT, empty=False) for name in ("tenant", "project", "key_id", "model", "class")),
+    *(Column(name, Kind.TEXT) for name in ("contract", "batch_line")),
+    *(Column(name, Kind.TEXT, empty=False) for name in ("ending", "pricing")),
+    *(Column(name, Kind.COUNT, empty=False) for name in ("corrects", *TOKEN_KINDS)),
+    Column("amount", Kind.DECIMAL),
+    Column("currency", Kind.TEXT, empty=False),
+)
 
 
 def lines(requests: Iterable[RecordedRequest], form: Form, customer: str | None = None) -> Iterator[bytes]:
@@ -27,21 +33,15 @@ def lines(requests: Iterable[RecordedRequest], form: Form, customer: str | None 
         yield orjson.dumps(body) + b"\n"
 
 
-def csv_rows(requests: Iterable[RecordedRequest]) -> Iterator[bytes]:
-    """A head, and a row for each request. A correction (`corrects` 1) has no tokens."""
-    yield row_of(_CSV_HEAD)
+def rows(requests: Iterable[RecordedRequest]) -> Iterator[Row]:
+    """Of `COLUMNS`. A correction (`corrects` 1) has no tokens."""
     for each in requests:
         tokens = (0, 0, 0, 0) if each.corrects else each.tokens
-        yield row_of((
-            each.event_id, each.request_id, rfc3339(each.ended_ms), rfc3339(each.recorded_ms), each.tenant,
-            each.project, each.key_id, each.model, each.class_, each.contract or "", each.line or "",
-            each.ending, each.pricing, int(each.corrects), *tokens,
-            "" if each.amount is None else each.amount, "USD",
-        ))  # fmt: skip
-
-
-def row_of(fields: Iterable[object]) -> bytes:
-    """A row of CSV as RFC 4180 has it."""
-    made = io.StringIO()
-    csv.writer(made).writerow(fields)
-    return made.getvalue().encode()
+        yield {
+            "id": each.event_id, "request_id": each.request_id, "ended": each.ended_ms,
+            "recorded": each.recorded_ms, "tenant": each.tenant, "project": each.project,
+            "key_id": each.key_id, "model": each.model, "class": each.class_, "contract": each.contract,
+            "batch_line": each.line, "ending": each.ending, "pricing": each.pricing,
+            "corrects": int(each.corrects), **dict(zip(TOKEN_KINDS, tokens, strict=True)),
+            "amount": None if each.amount is None else each.amount.picousd, "currency": "USD",
+        }  # fmt: skip

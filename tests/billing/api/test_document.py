@@ -34,7 +34,10 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 # Of answers that are no JSON.
-FORMS = {"pdf": ["application/pdf"], "export": ["application/x-ndjson", "text/csv"]}
+FORMS = {
+    "pdf": ["application/pdf"],
+    "export": ["application/x-ndjson", "text/csv", "application/vnd.apache.parquet"],
+}
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -17,6 +17,7 @@ from billing.exports import files
 from billing.exports.reading import requests_between
 from billing.exports.recorded import Form, RecordedRequest
 from billing.exports.shapes import bodies, stripe_events
+from billing.exports.table import write
 from billing.ledger.usage_export import span_of
 from billing.wire.tokens import TOKEN_KINDS
 from tests.billing.ledger.test_chain import books  # noqa: F401 (a fixture)
@@ -70,7 +71,9 @@ def test_every_form_says_the_same_tokens(recorded: list[RecordedRequest]) -> Non
             of_cloud[kind] += count
     stripe, lago = ([e for body in written(recorded, form) for e in body["events"]]
                     for form in (Form.STRIPE, Form.LAGO))  # fmt: skip
-    rows = list(csv.DictReader(b"".join(files.csv_rows(recorded)).decode().splitlines()))
+    rows = list(
+        csv.DictReader(b"".join(write("csv", files.COLUMNS, files.rows(recorded))).decode().splitlines())
+    )
     for kind, count in of_cloud.items():
         assert sum(int(e["payload"]["value"]) for e in stripe if e["payload"]["token_kind"] == kind) == count
         assert (

@@ -1,9 +1,11 @@
 """Tables of figures: usage with a sum, receipts, and the audit's pairs."""
 
+import csv
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,21 @@ def test_usage_is_exported_and_verified(taas: Taas, used: None, tmp_path: Path) 
     assert {e["payload"]["stripe_customer_id"] for e in json.loads(stripe)["events"]} == {"cus_1"}
     rows = taas("export", "--tenant", "acme", *EVER, "--format", "csv").stdout.splitlines()
     assert (len(rows), rows[1].split(",")[0]) == (3, "req_1")
+    table = tmp_path / "acme.parquet"
+    taas("export", "--tenant", "acme", *EVER, "--format", "parquet", "--out", str(table))
+    assert table.read_bytes()[:4] == b"PAR1"
+    charges = taas("export", "--tenant", "acme", *EVER, "--format", "focus-1.4").stdout.splitlines()
+    head, *rows = csv.reader(charges)
+    cost = head.index("BilledCost")
+    assert sum(Decimal(row[cost]) for row in rows) == Decimal("0.000324")
+    named = "ChargePeriodStart,BilledCost"
+    few = taas("export", "--tenant", "acme", *EVER, "--format", "focus-1.2", "--columns", named).stdout
+    assert few.splitlines()[0] == "BilledCost,ChargePeriodStart"
+    taas("export", "--tenant", "acme", *EVER, "--format", "focus-1.2", "--columns", "Cost", exit_code=1)
+    taas("export", "--tenant", "acme", *EVER, "--format", "focus-1.2", "--dataset", "billing-period",
+         exit_code=1)  # fmt: skip
+    taas("export", "--tenant", "acme", *EVER, "--format", "focus-1.4", "--out", str(table))
+    assert table.read_bytes()[:4] == b"PAR1"
     assert "no day is over yet" in taas("checkpoint", "list", "--tenant", "acme").stdout
     taas("export", "--tenant", "nobody", *EVER, exit_code=1)
     taas("export", "--tenant", "acme", exit_code=2)
