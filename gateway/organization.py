@@ -12,10 +12,10 @@ import httpx
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from billing.wire.secret_forms import ADMIN_KEY_FORM
+from billing.wire.secret_forms import ADMIN_KEY_FORM, ADMIN_KEY_PREFIX, ADMIN_KEY_REQUIRED, API_KEY_PREFIX
 from gateway.authenticate import presented_bearer
 from gateway.billing_client import BillingClient
-from gateway.errors import AuthenticationFailed, UsageUnavailable
+from gateway.errors import AuthenticationFailed, PermissionDenied, UsageUnavailable
 
 _ADMIN_KEY: Final = re.compile(ADMIN_KEY_FORM)
 # Billing serves the same paths.
@@ -33,14 +33,17 @@ PATHS: Final = (
 
 
 def organization_router(billing: BillingClient) -> APIRouter:
-    """All routes. They raise AuthenticationFailed for what is no admin key, UsageUnavailable while billing
-    does not answer; whatever else billing refuses, it says itself, in OpenAI's form.
+    """All routes. They raise PermissionDenied for an API key, by its form, AuthenticationFailed for what else
+    is no admin key, UsageUnavailable while billing does not answer; whatever else billing refuses, it says
+    itself, in OpenAI's form.
     """
     router = APIRouter(prefix="/v1/organization", tags=["organization"])
 
     async def pass_on(request: Request) -> Response:
         bearer = presented_bearer(request.scope["headers"])
         if _ADMIN_KEY.fullmatch(bearer) is None:
+            if bearer.startswith(API_KEY_PREFIX) and not bearer.startswith(ADMIN_KEY_PREFIX):
+                raise PermissionDenied(ADMIN_KEY_REQUIRED)
             raise AuthenticationFailed
         try:
             answer = await billing.get(

@@ -49,6 +49,7 @@ from billing.contracts.terms import (
     check_burst,
 )
 from billing.contracts.timeline import FOREVER_MS
+from billing.invoices import prepaid
 from billing.moments import utc
 from billing.refusals import Invalid
 
@@ -308,6 +309,7 @@ def sign(contract_id: IdPath, control: Control, response: Response) -> dict[str,
 def _signed(connection: Connection, contract_id: str, now_ms: int) -> Contract:
     signed = lifecycle.sign(connection, contract_id, now_ms=now_ms)
     require_for_sale(connection, contract_id)
+    prepaid.renew(connection, signed.terms.tenant_id, now_ms)
     return signed
 
 
@@ -325,7 +327,9 @@ def notice(contract_id: IdPath, body: Notice, control: Control, response: Respon
     """Give notice for one side. The answer says when the contract ends."""
     with control.changing(response, dry_run=body.dry_run) as connection:
         now_ms = store.now_ms(connection)
-        return _shown(connection, [lifecycle.give_notice(connection, contract_id, body.by, now_ms=now_ms)])[0]
+        noticed = lifecycle.give_notice(connection, contract_id, body.by, now_ms=now_ms)
+        prepaid.renew(connection, noticed.terms.tenant_id, now_ms)
+        return _shown(connection, [noticed])[0]
 
 
 @router.post("/{contract_id}/amend", response_model=ContractSigned)
@@ -345,6 +349,7 @@ def amend(contract_id: IdPath, body: Amendment, control: Control, response: Resp
             from_ms=body.from_ms,
             now_ms=now_ms,
         )
+        prepaid.renew(connection, amended.terms.tenant_id, now_ms)
         return _with_warnings(connection, amended)
 
 

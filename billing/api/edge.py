@@ -20,7 +20,7 @@ from billing.accounts import admin_keys
 from billing.accounts.roles import NOBODY, Caller, Role
 from billing.api.errors import REQUEST_ID_HEADER, answer_to, error_response
 from billing.api.rights import RIGHTS, entry_of, may_call
-from billing.catalogue.api_keys import SECRET_PREFIX
+from billing.wire.secret_forms import ADMIN_KEY_REQUIRED, API_KEY_PREFIX
 
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 _ADMIN_KEY: Final = re.compile(admin_keys.SECRET_FORM.encode())
@@ -82,10 +82,8 @@ class Access:
             await error_response(403, _not_allowed(caller.role, entry), code="role_not_allowed")(
                 scope, receive, send
             )
-        elif presented.startswith(SECRET_PREFIX.encode()) and not _ADMIN_KEY.fullmatch(presented):
-            # The same text for every such key, so that it reveals nothing about this one.
-            message = "A tenant's API key has no rights here; this takes an admin key."
-            await error_response(403, message, code="admin_key_required")(scope, receive, send)
+        elif presented.startswith(API_KEY_PREFIX.encode()) and not _ADMIN_KEY.fullmatch(presented):
+            await error_response(403, ADMIN_KEY_REQUIRED, code="admin_key_required")(scope, receive, send)
         else:
             message = "Give an admin key as `Authorization: Bearer …`."
             await error_response(401, message, code="invalid_admin_key", headers=_CHALLENGE)(

@@ -1,7 +1,8 @@
 """Routes of invoices and credit notes."""
 
+import re
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -43,7 +44,18 @@ Period = Annotated[
     AfterValidator(_period),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]{4}-(0[1-9]|1[0-2])$", "examples": ["2026-11"]}),
 ]
-Number = Annotated[str, Path(pattern=r"^(INV|CN)-[0-9]{6,12}$")]
+_NUMBER: Final = r"^(INV|CN)-[0-9]{6,12}$"
+
+
+def _number(text: str) -> str:
+    if re.fullmatch(_NUMBER, text) is None:
+        raise ValueError("a number of a document is such as INV-000001 or CN-000001")
+    return text
+
+
+Number = Annotated[
+    str, Path(), AfterValidator(_number), WithJsonSchema({"type": "string", "pattern": _NUMBER})
+]
 _BYTES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/json": {"schema": {"type": "object"}}}}
 }

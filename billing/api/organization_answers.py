@@ -48,7 +48,10 @@ class CostAmount(Answer):
 
 
 class CostResult(Answer):
-    """One group of a day. `quantity`: tokens of this line item, which is a model and a kind of tokens."""
+    """One group of a day. `quantity`: tokens of this line item, where it is a model and a kind of tokens;
+    others are `reserved capacity` and `capacity that was short`, each with its contract, `volume discount`
+    and `commitment`.
+    """
 
     object: Literal["organization.costs.result"]
     amount: CostAmount

@@ -18,6 +18,8 @@ from billing.api.fields import TenantQuery
 from billing.api.organization_answers import CostPage, PooledPage, UsagePage
 from billing.api.plain_lists import PlainLists
 from billing.api.query import KNOWN_QUERY
+from billing.catalogue.money import Money
+from billing.economics.owed import beside_tokens
 from billing.ledger.usage_buckets import (
     DAY_MS,
     MINUTE_MS,
@@ -203,12 +205,39 @@ def costs(
     among: Among,
     group_by: Annotated[list[CostBy] | None, Query()] = None,
 ) -> dict[str, Any]:
-    """What is owed for tokens, by day. Capacity, credits and tax are on invoices only."""
+    """What is owed, by day: for tokens, for reserved capacity less what was short of it, and, where the
+    period of an invoice begins, what that charges by its tenant's terms. Beside tokens nothing is of a
+    project or a key. Prepaid credits, tax and rounding are on invoices only.
+    """
     names = [name for name in group_by or () if name != "line_item"]
+    by_item = "line_item" in (group_by or ())
     with control.reading() as connection:
         wanted = _wanted(connection, control, span, among, names)
-        found = read_costs(connection, wanted, by_item="line_item" in (group_by or ()))
+        found = read_costs(connection, wanted, by_item=by_item)
+        if among.project_ids is None and among.api_key_ids is None:
+            found = _with_others(connection, found, wanted, by_item=by_item)
         return span.paged(found, _cost_result)
+
+
+def _with_others(
+    connection: Connection, found: list[CostGroup], wanted: Wanted, *, by_item: bool
+) -> list[CostGroup]:
+    """The same with what is owed beside tokens: a group of its own, or part of the day's only one."""
+    edges = range(wanted.from_ms, wanted.until_ms + 1, wanted.width_ms)
+    beside = beside_tokens(connection, edges, wanted.tenant_id) if len(edges) > 1 else []
+    names = dict.fromkeys(wanted.by)
+    others = [
+        CostGroup(bucket_ms=edges[at], names=names, amount=Money(picousd), item=item if by_item else None)
+        for at, item, picousd in beside
+    ]
+    if by_item:
+        return [*found, *others]
+    sums: dict[tuple[Any, ...], CostGroup] = {}
+    for each in [*found, *others]:
+        place = (each.bucket_ms, *each.names.values())
+        before = sums.get(place)
+        sums[place] = each if before is None else replace(each, amount=before.amount + each.amount)
+    return list(sums.values())
 
 
 def _wanted(
@@ -245,7 +274,7 @@ def _pooled_result(group: UsageGroup) -> dict[str, Any]:
 
 
 def _cost_result(group: CostGroup) -> dict[str, Any]:
-    item = None if group.kind is None else f"{group.names['model']}, {_WORDS[group.kind]}"
+    item = group.item if group.kind is None else f"{group.names['model']}, {_WORDS[group.kind]}"
     exact = str(group.amount)
     return {
         "object": "organization.costs.result",

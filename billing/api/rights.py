@@ -134,7 +134,7 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "POST /admin/v1/cost-prices": _PRICE,
     "GET /admin/v1/cost-prices": _READ,
     "DELETE /admin/v1/cost-prices/{price_id}": _PRICE,
-    "GET /admin/v1/usage": _READ,
+    "GET /admin/v1/usage": _READ | _OWN,
     "GET /admin/v1/usage/checkpoints": _READ | _OWN | _SERVICE,
     "GET /admin/v1/usage/export": _READ | _OWN,
     # As alerts: billing sends to where they say.

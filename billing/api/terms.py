@@ -17,7 +17,7 @@ from billing.api.prices import ContractName
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue.money import Money
 from billing.contracts import store as contracts
-from billing.invoices import terms
+from billing.invoices import prepaid, terms
 from billing.invoices.lines import Terms, Tier
 from billing.invoices.terms import CapacityPrice, DatedTerms
 from billing.page import Order, page_of
@@ -83,6 +83,7 @@ def set_terms(body: TermsSet, control: Control, response: Response) -> dict[str,
     """Set a tenant's terms. Those of a moment that is on an invoice stay."""
     with control.changing(response) as connection:
         tenant = control.tenant_named(connection, body.tenant)
+        now_ms = database_now_ms(connection)
         made = terms.set_terms(
             connection,
             tenant.tenant_id,
@@ -93,8 +94,9 @@ def set_terms(body: TermsSet, control: Control, response: Response) -> dict[str,
                 commitment=Money.parse(body.commitment),
                 tiers=tuple(Tier(Money.parse(each.above), each.percent) for each in body.tiers),
             ),
-            database_now_ms(connection) if body.from_ms is None else body.from_ms,
+            now_ms if body.from_ms is None else body.from_ms,
         )
+        prepaid.renew(connection, tenant.tenant_id, now_ms)
     return _terms(tenant.tenant_id, made)
 
 
@@ -124,6 +126,7 @@ def set_capacity_price(body: CapacityPriceSet, control: Control, response: Respo
             now_ms if body.from_ms is None else body.from_ms,
             now_ms,
         )
+        prepaid.renew(connection, contract.terms.tenant_id, now_ms)
     return _price(made)
 
 

@@ -30,6 +30,8 @@ router = APIRouter(prefix="/admin/v1", tags=["usage"], dependencies=[KNOWN_QUERY
 # Each page computes the whole period again, so pages are longer than those of other lists.
 _LINES_DEFAULT: Final = 1_000
 _LINES_MAX: Final = 10_000
+# Of a group's figures: not for tenants.
+_OF_PROVIDERS: Final = ("uncosted", "untold", "cost", "margin")
 _PROVIDER_PERIOD_MS_MAX: Final = 400 * 86_400_000
 
 
@@ -52,7 +54,7 @@ def usage(
     after: After = None,
 ) -> dict[str, Any]:
     """Tokens and money of the requests that ended in [from, until), of one tenant or of all. `lines` come
-    by pages.
+    by pages. A tenant's key sees that tenant, and nothing of what providers charge.
     """
     try:
         dimensions = parse_dimensions(by)
@@ -62,7 +64,8 @@ def usage(
             f"Usage is grouped by some of {words}, each once, with commas between.", param="by"
         ) from exc
     with control.reading() as connection:
-        named = None if tenant is None else tenants.find(connection, tenant)
+        asked = tenant or control.tenant_id
+        named = None if asked is None else control.tenant_named(connection, asked)
         tenant_id = None if named is None else named.tenant_id
         until_ms = now_ms(connection) if until is None else until
         from_ms = _month_ms(until_ms) if since is None else since
@@ -79,6 +82,11 @@ def usage(
             report["lines"] = [
                 line | {"project_name": project_names.get(line["project"])} for line in report["lines"]
             ]
+    if control.tenant_id is not None:
+        del report["cost_items"]
+        for shown in (report["total"], *report["lines"]):
+            for name in _OF_PROVIDERS:
+                del shown[name]
     return report | {"tenant_name": None if named is None else named.name, "next": page.next}
 
 

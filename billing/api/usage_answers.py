@@ -73,7 +73,7 @@ class UsageTotal(Answer):
     """What requests used, what tenants owe for it (`amount`) and what providers charge for it (`cost`). The
     usage of `quarantined` requests is in doubt. `uncosted` went to a provider without a cost price; of
     `untold` the provider has not said what they used: neither is in `cost`, nor are engines of our own.
-    `margin`: amount less cost.
+    `margin`: amount less cost. A tenant's key does not see these last four.
     """
 
     requests: int
@@ -81,11 +81,11 @@ class UsageTotal(Answer):
     absorbed: AbsorbedTokens
     unpriced: Unpriced
     quarantined: Requests
-    uncosted: Requests
-    untold: Requests
+    uncosted: Requests | None = None
+    untold: Requests | None = None
     amount: Usd
-    cost: Usd
-    margin: Usd
+    cost: Usd | None = None
+    margin: Usd | None = None
 
 
 class UsageLine(UsageTotal):
@@ -136,7 +136,7 @@ class UsageAnswer(Answer):
     lines: list[UsageLine]
     total: UsageTotal
     items: list[BillItem]
-    cost_items: list[CostItem]
+    cost_items: list[CostItem] | None = None
     next: str | None
 
 

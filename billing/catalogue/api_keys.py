@@ -33,8 +33,9 @@ from billing.schema.budgets import budget, budget_alert, budget_spent
 from billing.schema.catalogue import api_key as table
 from billing.schema.catalogue import api_key_use, model, model_audience, quota_limit, tenant
 from billing.schema.clock import NOW_MS
+from billing.wire.secret_forms import API_KEY_PREFIX
 
-SECRET_PREFIX: Final = "sk-"  # noqa: S105
+SECRET_PREFIX: Final = API_KEY_PREFIX
 # 32 bytes are 43 characters of URL-safe base 64.
 _SECRET_BYTES: Final = 32
 SECRET_FORM: Final = SECRET_PREFIX + r"[A-Za-z0-9_-]{43}"

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, select
 from billing.economics.expected import CapacityRate
 from billing.invoices import makers
 from billing.invoices.lines import Reserved, capacity_amount, short_amount
-from billing.invoices.terms import CapacityPrice, capacity_charges
+from billing.invoices.terms import CapacityPrice, capacity_charges, first_minutes
 from billing.ledger.accounts import Account, EntryKind
 from billing.schema.books import maker_terms
 from billing.schema.capacity import contract_hour, contract_minute
@@ -23,7 +23,7 @@ from billing.schema.invoices import invoice
 from billing.schema.ledger import HOUR_MS, ledger_posting, ledger_transaction
 
 # What invoices add beside tokens, capacity and shortfalls: revenue is a credit, so it is negative.
-_TERMS: Final = (Account.DISCOUNT, Account.COMMITMENT)
+_WORDS: Final = {Account.DISCOUNT: "volume discount", Account.COMMITMENT: "commitment"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,15 @@ class CapacityOwed:
     credits: int
 
 
-def capacity_owed(connection: Connection, edges_ms: Sequence[int]) -> dict[tuple[str, int], CapacityOwed]:
-    """By contract and month; `edges_ms`: where months begin, and where the last ends."""
+def capacity_owed(
+    connection: Connection, edges_ms: Sequence[int], tenant_id: str | None = None
+) -> dict[tuple[str, int], CapacityOwed]:
+    """By contract and month, of a tenant or of all; `edges_ms`: where months begin, and where the last
+    ends.
+    """
     charges: defaultdict[tuple[str, int], Fraction] = defaultdict(Fraction)
     credits: defaultdict[tuple[str, int], Fraction] = defaultdict(Fraction)
-    pieces = capacity_charges(connection, edges_ms[0], edges_ms[-1])
+    pieces = capacity_charges(connection, edges_ms[0], edges_ms[-1], tenant_id)
     for piece, _ in pieces:
         for month, (from_ms, until_ms) in enumerate(pairwise(edges_ms)):
             length_ms = min(piece.until_ms, until_ms) - max(piece.from_ms, from_ms)
@@ -48,9 +52,11 @@ def capacity_owed(connection: Connection, edges_ms: Sequence[int]) -> dict[tuple
                 charges[piece.contract, month] += capacity_amount(
                     replace(piece, from_ms=0, until_ms=length_ms)
                 )
+    firsts = first_minutes(pieces)
     for contract, minute_ms, mu in _short_minutes(connection, edges_ms, pieces):
         for piece, price in pieces:
-            if piece.contract == contract and piece.from_ms <= minute_ms < piece.until_ms:
+            first_ms = firsts[piece.contract, piece.from_ms]
+            if piece.contract == contract and first_ms <= minute_ms < piece.until_ms:
                 month = bisect_right(edges_ms, minute_ms) - 1
                 credits[contract, month] += short_amount(mu, price.picousd, price.sla_percent)
     return {
@@ -77,23 +83,56 @@ def capacity_rates(connection: Connection, from_ms: int, until_ms: int) -> dict[
     }
 
 
-def by_terms(connection: Connection, from_ms: int, until_ms: int) -> list[tuple[str, int, int]]:
-    """What invoices of periods that began in [from, until) charge by their tenants' terms, less volume
-    discounts: tenant, when the period began, pico-dollars.
-    """
+@dataclass(frozen=True, slots=True)
+class ByTerms:
+    """What an invoice charges by its tenant's terms, in pico-dollars: volume discounts are negative."""
+
+    tenant_id: str
+    begins_ms: int
+    account: Account
+    picousd: int
+
+
+def by_terms(
+    connection: Connection, from_ms: int, until_ms: int, tenant_id: str | None = None
+) -> list[ByTerms]:
+    """On invoices of periods that began in [from, until), of a tenant or of all."""
+    of = invoice.c.tenant_id, invoice.c.from_ms, ledger_posting.c.account
     query = (
-        select(invoice.c.tenant_id, invoice.c.from_ms, func.sum(ledger_posting.c.amount_picousd))
+        select(*of, func.sum(ledger_posting.c.amount_picousd))
         .join_from(invoice, ledger_transaction, ledger_transaction.c.subject == invoice.c.number)
         .join(ledger_posting, ledger_posting.c.transaction_id == ledger_transaction.c.transaction_id)
         .where(
             ledger_transaction.c.kind == EntryKind.INVOICE.value,
-            ledger_posting.c.account.in_([each.value for each in _TERMS]),
+            ledger_posting.c.account.in_([each.value for each in _WORDS]),
             invoice.c.from_ms >= from_ms,
             invoice.c.from_ms < until_ms,
         )
-        .group_by(invoice.c.tenant_id, invoice.c.from_ms)
+        .group_by(*of)
     )
-    return [(tenant, begins_ms, -int(debit)) for tenant, begins_ms, debit in connection.execute(query)]
+    if tenant_id is not None:
+        query = query.where(invoice.c.tenant_id == tenant_id)
+    return [
+        ByTerms(tenant, begins_ms, Account(account), -int(debit))
+        for tenant, begins_ms, account, debit in connection.execute(query)
+    ]
+
+
+def beside_tokens(
+    connection: Connection, edges_ms: Sequence[int], tenant_id: str | None
+) -> list[tuple[int, str, int]]:
+    """What is owed of a tenant or of all beside tokens: in which span between the edges, for what, and
+    pico-dollars. What terms charge is where the period of the invoice begins.
+    """
+    found = []
+    for (contract, at), each in sorted(capacity_owed(connection, edges_ms, tenant_id).items()):
+        found.append((at, f"reserved capacity, {contract}", each.charge))
+        found.append((at, f"capacity that was short, {contract}", -each.credits))
+    charged: defaultdict[tuple[int, str], int] = defaultdict(int)
+    for term in by_terms(connection, edges_ms[0], edges_ms[-1], tenant_id):
+        charged[bisect_right(edges_ms, term.begins_ms) - 1, _WORDS[term.account]] += term.picousd
+    found += [(at, what, picousd) for (at, what), picousd in sorted(charged.items())]
+    return [each for each in found if each[2]]
 
 
 def maker_shares(connection: Connection, edges_ms: Sequence[int]) -> dict[tuple[str, str, str, int], int]:

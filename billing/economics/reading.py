@@ -200,9 +200,10 @@ def read_used(connection: Connection, catalogue: Catalogue, months: Months) -> I
         use = catalogue.kinds.get(tenant_id, "external")
         made = Used(use=use, model=model, contract=contract, cost_makers=amount)
         found[catalogue.pool_of(model), month].append(made)
-    for tenant_id, begins_ms, amount in owed.by_terms(connection, months.edges_ms[0], months.edges_ms[-1]):
-        month = bisect_right(months.edges_ms, begins_ms) - 1
-        made = Used(use=catalogue.kinds.get(tenant_id, "external"), model="", revenue_terms=amount)
+    for term in owed.by_terms(connection, months.edges_ms[0], months.edges_ms[-1]):
+        month = bisect_right(months.edges_ms, term.begins_ms) - 1
+        use = catalogue.kinds.get(term.tenant_id, "external")
+        made = Used(use=use, model="", revenue_terms=term.picousd)
         found[NO_POOL, month].append(made)
     return found
 

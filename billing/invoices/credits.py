@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Row, Select, func, insert, select
 
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.names import new_id
+from billing.contracts.timeline import FOREVER_MS
 from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
 from billing.page import Order, Page, PageRequest, read_page
 from billing.schema.invoices import credit_grant, credit_use
@@ -37,18 +38,20 @@ class Credit:
         return self.amount - self.used
 
 
+# In which invoices use them: of those of one moment the one that expires first.
 _OLDEST_FIRST: Final[Order[Credit]] = Order(
     "credits",
-    lambda credit: (credit.granted_ms, credit.credit),
-    (int, str),
-    (credit_grant.c.granted_ms, credit_grant.c.grant_id),
-)
-
-
-_BY_AGE: Final = (
-    credit_grant.c.granted_ms,
-    credit_grant.c.expires_ms.asc().nulls_last(),
-    credit_grant.c.grant_id,
+    lambda credit: (
+        credit.granted_ms,
+        FOREVER_MS if credit.expires_ms is None else credit.expires_ms,
+        credit.credit,
+    ),
+    (int, int, str),
+    (
+        credit_grant.c.granted_ms,
+        func.coalesce(credit_grant.c.expires_ms, FOREVER_MS),
+        credit_grant.c.grant_id,
+    ),
 )
 
 
@@ -91,7 +94,7 @@ def grant(
 
 
 def list_page(connection: Connection, asked: PageRequest, tenant_id: str | None = None) -> Page[Credit]:
-    """Of a tenant, or of all; the oldest first."""
+    """Of a tenant, or of all, in the order in which invoices use them: the oldest first."""
     query = _select()
     if tenant_id is not None:
         query = query.where(credit_grant.c.tenant_id == tenant_id)
@@ -101,7 +104,7 @@ def list_page(connection: Connection, asked: PageRequest, tenant_id: str | None 
 def of_tenant(connection: Connection, tenant_id: str) -> list[Credit]:
     """All of a tenant's, the oldest first; of those of one moment, the one that expires first."""
     query = _select().where(credit_grant.c.tenant_id == tenant_id)
-    return [_credit(row) for row in connection.execute(query.order_by(*_BY_AGE))]
+    return [_credit(row) for row in connection.execute(query.order_by(*_OLDEST_FIRST.columns))]
 
 
 def choose(

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, func, insert, select, true
 
+from billing.catalogue.price_book import hold_prices
 from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Conflict, Invalid
 from billing.schema.books import books, maker_terms
@@ -61,6 +62,8 @@ def set_terms(connection: Connection, terms: MakerTerms) -> None:
     """
     if terms.from_ms % HOUR_MS:
         raise Invalid("Terms of makers begin at a whole hour.", param="from")
+    # No books are closed until the caller's transaction ends.
+    hold_prices(connection)
     closed = connection.execute(select(func.max(books.c.until_ms))).scalar_one()
     if closed is not None and terms.from_ms < closed:
         raise Conflict("The books of that month are closed.", param="from", code="books_closed")

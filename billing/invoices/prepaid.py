@@ -1,8 +1,9 @@
 """Prepaid tenants: what a tenant's credits can pay, kept as a budget, so that its requests are refused when
 they are used up.
 
-The budget's amount is what invoices have left of the credits, less tax; what is spent of it is what is on no
-invoice yet. It is worked out anew when a credit is granted or expires, and when an invoice is issued.
+The budget's amount is what invoices have left of the credits, less tax, and less what the next invoices will
+charge beside usage; what is spent of it is what is on no invoice yet. It is worked out anew when a credit is
+granted or expires, when a contract or its price changes, and when a period ends or its invoice is issued.
 """
 
 from typing import Final
@@ -10,14 +11,17 @@ from typing import Final
 from sqlalchemy import Connection, delete, select
 from sqlalchemy.dialects.postgresql import insert
 
-from billing.catalogue import budgets, outbox
+from billing.catalogue import budgets, outbox, tenants
 from billing.catalogue.budget_periods import Per
-from billing.catalogue.money import Money
+from billing.catalogue.money import ZERO, Money
 from billing.catalogue.names import BUDGET_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
-from billing.invoices import credits
+from billing.catalogue.tenants import Tenant
+from billing.invoices import credits, store
+from billing.invoices.lines import capacity_amount, to_cents
+from billing.invoices.periods import days, name_of, next_name, period
 from billing.invoices.reading import owed_for_usage
-from billing.invoices.terms import terms_at
+from billing.invoices.terms import capacity_charges, terms_at
 from billing.ledger.budget_spent import recount
 from billing.schema.budgets import budget
 from billing.schema.clock import NOW_MS
@@ -65,18 +69,46 @@ def renew(connection: Connection, tenant_id: str, now_ms: int) -> None:
     gone = {each.credit for each in every} - {each.credit for each in held}
     can_pay = sum(each.rest.picousd for each in held)
     can_pay += sum(amount.picousd for credit, amount in paid if credit in gone)
+    beside, ends_ms = _beside_usage(connection, tenants.find(connection, tenant_id), since, now_ms)
     values = {
-        "amount_picousd": can_pay * 10_000 // (10_000 + tax),
+        "amount_picousd": max(0, can_pay * 10_000 // (10_000 + tax) - beside.picousd),
         "from_ms": since,
-        "until_ms": min((each.expires_ms for each in held if each.expires_ms is not None), default=None),
+        "until_ms": min([ends_ms, *(each.expires_ms for each in held if each.expires_ms is not None)]),
     }
     connection.execute(budget.update().where(budget.c.budget_id == budget_id).values(values))
     outbox.record(connection, ChangeKind.TENANT, tenant_id)
     recount(connection, [budgets.find(connection, budget_id)])
 
 
+def _beside_usage(connection: Connection, tenant: Tenant, since_ms: int, now_ms: int) -> tuple[Money, int]:
+    """What invoices will charge beside usage, of all that is on none until the period of now ends; and when
+    that is. Capacity is charged whether used or not. Of a commitment what is left when its period is over is
+    charged; while it lasts usage draws on it.
+    """
+    last = store.last_of(connection, tenant.tenant_id)
+    begins_ms = min(tenant.created_ms, now_ms) if last is None else last.until_ms
+    name = next_name(last.period) if last is not None else None
+    unused = ZERO
+    while True:
+        terms = terms_at(connection, tenant.tenant_id, begins_ms)
+        name = name or name_of(begins_ms, terms.day, tenant.time_zone)
+        starts_ms, ends_ms = period(name, terms.day, tenant.time_zone)
+        if ends_ms > now_ms:
+            return unused + _capacity(connection, tenant.tenant_id, since_ms, ends_ms), ends_ms
+        spent = owed_for_usage(connection, tenant.tenant_id, begins_ms, ends_ms, 0)
+        spent += _capacity(connection, tenant.tenant_id, begins_ms, ends_ms)
+        part = terms.for_days(days(begins_ms, ends_ms), days(starts_ms, ends_ms))
+        unused += max(ZERO, part.commitment - spent)
+        begins_ms, name = ends_ms, next_name(name)
+
+
+def _capacity(connection: Connection, tenant_id: str, from_ms: int, until_ms: int) -> Money:
+    pieces = capacity_charges(connection, from_ms, until_ms, tenant_id)
+    return sum((to_cents(capacity_amount(piece)) for piece, _ in pieces), ZERO)
+
+
 def renew_expired(connection: Connection, now_ms: int) -> None:
-    """The same of all prepaid tenants of whom a credit has expired."""
+    """The same of all prepaid tenants of whom a credit has expired, or whose period is over."""
     due = select(budget.c.tenant_id).where(_OF, budget.c.until_ms <= NOW_MS)
     for tenant_id in connection.execute(due).scalars().all():
         renew(connection, tenant_id, now_ms)

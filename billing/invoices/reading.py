@@ -14,7 +14,7 @@ from billing.catalogue.money import Money
 from billing.catalogue.price_book import Price, prices_by_id
 from billing.invoices.lines import Reserved, Short, Used, to_cents
 from billing.invoices.periods import name_before
-from billing.invoices.terms import capacity_charges
+from billing.invoices.terms import capacity_charges, first_minutes
 from billing.ledger.entries import Pricing
 from billing.ledger.usage_report import CLASS, tokens_by_kind, usage_between
 from billing.schema.capacity import contract_minute
@@ -111,6 +111,7 @@ def capacity(
 ) -> tuple[list[Reserved], list[Short]]:
     """The tenant's reserved capacity, and what of it was short."""
     pieces = capacity_charges(connection, from_ms, until_ms, tenant_id)
+    firsts = first_minutes(pieces)
     short = [
         Short(
             contract=piece.contract,
@@ -121,16 +122,16 @@ def capacity(
             percent=price.sla_percent,
         )
         for piece, price in pieces
-        if price.sla_percent and (mu := _short_mu(connection, piece))
+        if price.sla_percent and (mu := _short_mu(connection, piece, firsts[piece.contract, piece.from_ms]))
     ]
     return [piece for piece, _ in pieces], short
 
 
-def _short_mu(connection: Connection, piece: Reserved) -> int:
+def _short_mu(connection: Connection, piece: Reserved, first_ms: int) -> int:
     minute = contract_minute.c
     query = select(func.coalesce(func.sum(minute.shortfall_mu), 0)).where(
         minute.contract_id == piece.contract,
-        minute.minute_ms >= piece.from_ms,
+        minute.minute_ms >= first_ms,
         minute.minute_ms < piece.until_ms,
     )
     return int(connection.execute(query).scalar_one())

@@ -23,6 +23,7 @@ from billing.schema.invoices import capacity_price, invoiced, tenant_terms
 
 # A price of a unit per second for an hour beyond this is a mistake.
 _UNIT_HOUR_PICOUSD_MAX = 10**18
+_MINUTE_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,18 @@ def capacity_charges(
         for each in sorted(signed, key=lambda each: each.contract_id)
         for piece in _pieces(each, prices.get(each.contract_id, ()), from_ms, until_ms)
     ]
+
+
+def first_minutes(pieces: Iterable[tuple[Reserved, CapacityPrice]]) -> dict[tuple[str, int], int]:
+    """By contract and beginning of a piece: the first minute whose shortfall is that piece's. A minute is the
+    one's in which it begins; where no other goes before, it is also the one's that begins within it.
+    """
+    pieces = list(pieces)
+    ends = {(piece.contract, piece.until_ms) for piece, _ in pieces}
+    return {
+        place: place[1] if place in ends else place[1] - place[1] % _MINUTE_MS
+        for place in ((piece.contract, piece.from_ms) for piece, _ in pieces)
+    }
 
 
 def _pieces(

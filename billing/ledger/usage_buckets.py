@@ -76,13 +76,16 @@ class UsageGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostGroup:
-    """What is owed for one group of one day. `kind` and `tokens` if it is grouped by these."""
+    """What is owed for one group of one day. `kind` and `tokens` if it is grouped by these; `item`: what it
+    is for, beside tokens.
+    """
 
     bucket_ms: int
     names: Mapping[str, Any]
     amount: Money
     kind: str | None = None
     tokens: int | None = None
+    item: str | None = None
 
 
 def read_usage(connection: Connection, wanted: Wanted) -> list[UsageGroup]:

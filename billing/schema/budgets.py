@@ -21,8 +21,8 @@ from billing.schema.metadata import metadata
 # Of a tenant, of one of its projects, or of one of its keys. [`from_ms`, `until_ms`) is the current period,
 # by the tenant's time zone; `until_ms` is null of `total`, which never begins again. `raised_picousd` is
 # added until `raised_until_ms`. Of a `window`: so many days each, counted from the date `window_starts`. Of
-# `prepaid`: what the tenant's credits can pay of what is on no invoice yet; `until_ms` is when a credit
-# expires.
+# `prepaid`: what the tenant's credits can pay of usage that is on no invoice yet; `until_ms` is when a credit
+# expires or the period ends.
 budget = Table(
     "budget",
     metadata,

@@ -43,8 +43,8 @@ def grant(tenant: str, usd: str, expires: str | None, note: str | None, as_json:
 @click.option("--off", is_flag=True, help="No longer.")
 @json_option
 def prepaid(tenant: str, off: bool, as_json: bool) -> None:
-    """Let a tenant use no more than its credits can pay, tax included: further requests are refused with 429
-    `insufficient_quota`. `taas budget list` shows what is left.
+    """Let a tenant use no more than its credits can pay, tax included, beside reserved capacity: further
+    requests are refused with 429 `insufficient_quota`. `taas budget list` shows what is left.
     """
     made = call("PUT", "credits", "prepaid", body={"tenant": tenant, "prepaid": not off})
     if as_json:

@@ -85,7 +85,7 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
         "OUTPUT": lambda row: row["tokens"]["output"],
         "ABSORBED": lambda row: row["absorbed"]["prompt"] + row["absorbed"]["output"], "USD": "amount",
     }  # fmt: skip
-    if report["cost_items"]:
+    if report.get("cost_items"):
         figures |= {"COST": "cost", "MARGIN": "margin"}
     total = {**report["total"], **dict.fromkeys(report["by"], ""), **dict.fromkeys(report["by"][:1], "total")}
     rows = report["lines"] if len(report["lines"]) == 1 else [*report["lines"], total]
@@ -93,11 +93,11 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
     if report["items"]:
         click.echo()
         print_table(_ITEMS, report["items"])
-    if report["cost_items"]:
+    if report.get("cost_items"):
         click.echo()
         print_table(_COST_ITEMS, report["cost_items"])
     for word, why in _NOT_IN_THE_AMOUNT.items():
-        if count := report["total"][word]["requests"]:
+        if count := report["total"].get(word, {}).get("requests"):
             click.echo(f"{word}: {count} requests, {why}", err=True)
 
 

@@ -36,12 +36,15 @@ def test_the_sdks_admin_client_works_through_a_gateway(
         assert wrong.value.param == "limit"
         with pytest.raises(openai.PermissionDeniedError):
             organization.admin_api_keys.list()
-    for bearer in (catalogue.key(catalogue.tenant("ten_a")), "sk-admin-" + "a" * 43, "adm-test"):
+    for bearer, status, kind in (
+        (catalogue.key(catalogue.tenant("ten_a")), 403, "permission_error"),
+        ("sk-nobodys", 403, "permission_error"),
+        ("sk-admin-" + "a" * 43, 401, "authentication_error"),
+        ("adm-test", 401, "invalid_request_error"),
+    ):
         with gateway.client(bearer) as caller:
             refused = caller.get("/v1/organization/projects")
-            assert (refused.status_code, refused.json()["error"]["type"]) in {
-                (401, "invalid_request_error"), (401, "authentication_error"),
-            }  # fmt: skip
+            assert (refused.status_code, refused.json()["error"]["type"]) == (status, kind), bearer
     with gateway.client(key) as caller:
         answer = caller.get("/v1/organization/projects")
         assert answer.headers["x-request-id"].startswith("req_")

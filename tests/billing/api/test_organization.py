@@ -10,11 +10,18 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import redis
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
 from billing.accounts.roles import Role
+from billing.catalogue import tenants
+from billing.catalogue.money import Money
 from billing.catalogue.price_book import set_price
+from billing.contracts import store as contracts
+from billing.invoices.close import close
+from billing.invoices.lines import Terms
+from billing.invoices.terms import set_capacity_price, set_terms
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.ledger.usage_report import report_usage
 from billing.wire.ending import Ending
@@ -22,6 +29,8 @@ from billing.wire.routes import POOLING_ROUTES
 from billing.wire.usage_event import CapacityClass
 from tests.billing.api.conftest import InOneCall, KeyOf
 from tests.billing.events import event
+from tests.billing.invoices.test_close import SHORT_MINUTE
+from tests.billing.ledger.test_price_scopes import OURS, START_MS, sign
 
 DAY_S = 86_400
 DAY = 1_700_006_400  # 2023-11-15T00:00:00Z
@@ -173,6 +182,55 @@ def test_costs_are_the_ledgers_by_project_and_line_item(
         assert {each.project_id for each in results(group_by=["project_id"])} == {shop["web"], shop["app"]}
         with pytest.raises(openai.BadRequestError):
             organization.usage.costs(start_time=DAY, bucket_width="1h")  # type: ignore[arg-type]
+
+
+def test_costs_have_capacity_and_what_terms_charge_beside_tokens(
+    nobody: TestClient, admin: TestClient, shop: dict[str, str], database: Engine, raw_redis: redis.Redis
+) -> None:
+    """A unit a second from 22:13:20 on, for an hour at 2 USD, 6,400 s of two days; 36 unit-seconds short."""
+    begins = START_MS
+    with database.begin() as connection:
+        sign(connection, OURS, shop["acme"])
+        connection.execute(
+            text("insert into contract_step values (:id, :from_ms, 1000)"), {"id": OURS, "from_ms": begins}
+        )
+        connection.execute(
+            text("update contract set ends_ms = :ends, effective_end_ms = :ends"),
+            {"ends": begins + 6_400_000 + 7_200_000},
+        )
+        connection.execute(SHORT_MINUTE, {"id": OURS, "minute": begins - begins % 60_000})
+        set_capacity_price(connection, contracts.find(connection, OURS), "2", 100, 0, begins)
+        set_terms(connection, shop["acme"], Terms(commitment=Money.parse("50")), 0)
+        tenant = tenants.find(connection, shop["acme"])
+        close(connection, raw_redis, tenant, "2023-11", issuer="us", key=None, now_ms=begins)
+    start, end = DAY - DAY_S, DAY + 3 * DAY_S
+    november = 1_698_796_800
+    with sdk(nobody, shop["viewer"]) as organization:
+        page = organization.usage.costs(start_time=november, end_time=end, limit=30, group_by=["line_item"])
+        found = {
+            (bucket.start_time, each.line_item): each.amount.exact
+            for bucket in page.data
+            for each in bucket.results
+            if each.quantity is None
+        }
+        (commitment,) = (found.pop(place) for place in [*found] if place[1] == "commitment")
+        assert found == {
+            (start, f"reserved capacity, {OURS}"): "3.555555555556",
+            (start, f"capacity that was short, {OURS}"): "-0.02",
+            (DAY, f"reserved capacity, {OURS}"): "4.00",
+        }
+        assert Decimal("42.4") < Decimal(commitment) < Decimal("42.5")
+        with database.connect() as connection:
+            tokens = report_usage(connection, tenant=shop["acme"]).total.amount
+        whole = Decimal(str(tokens)) + sum(map(Decimal, found.values())) + Decimal(commitment)
+        for by in ([], ["project_id"], ["line_item", "api_key_id"]):
+            asked = {"start_time": november, "end_time": end, "limit": 30, "group_by": by}
+            results = [each for bucket in organization.usage.costs(**asked).data for each in bucket.results]
+            assert sum(Decimal(each.amount.exact) for each in results) == whole, by
+            # Of one project there are tokens only.
+            mine = organization.usage.costs(**asked, project_ids=[shop["web"], shop["app"]])
+            of_it = [Decimal(each.amount.exact) for bucket in mine.data for each in bucket.results]
+            assert sum(of_it) == Decimal(str(tokens))
 
 
 def test_projects_keys_limits_and_changes_are_listed_by_pages(

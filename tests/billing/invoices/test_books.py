@@ -1,12 +1,13 @@
 """The books of a month: what makers and providers are owed, and what was absorbed, each once."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import redis
 from msgspec.structs import replace
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from billing.catalogue import models
 from billing.catalogue.models import ModelSpec
@@ -23,6 +24,7 @@ from billing.refusals import Conflict, Invalid, NotFound
 from billing.wire.ending import Ending
 from tests.billing.events import event
 from tests.billing.invoices.test_close import DECEMBER, HOUR_MS, ISSUED_MS, NOVEMBER, OCTOBER, Books
+from tests.fixtures.gateway import wait_until
 
 
 @pytest.fixture
@@ -99,3 +101,25 @@ def test_months_are_closed_in_their_order_when_they_are_over(books: Books) -> No
     for month, error in (("2023-10", Conflict), ("2023-12", Conflict), ("2999-01", Conflict), ("x", Invalid)):
         with pytest.raises(error):
             close_books(books.connection, month, now_ms=ISSUED_MS)
+
+
+def test_terms_of_makers_wait_while_the_books_are_closed(database: Engine, raw_redis: redis.Redis) -> None:
+    """They would hold for a month of which the maker's statement does not know them."""
+    with database.begin() as connection:
+        models.create(connection, ModelSpec(name="m1", context_tokens=4096))
+
+    def set_them() -> None:
+        with database.begin() as connection:
+            makers.set_terms(connection, terms(OCTOBER, 1))
+
+    def waits() -> bool:
+        with database.connect() as connection:
+            return bool(connection.execute(text("select count(*) from pg_locks where not granted")).scalar())
+
+    with database.connect() as closing, ThreadPoolExecutor(1) as threads:
+        close_books(closing, "2023-10", now_ms=ISSUED_MS)
+        setting = threads.submit(set_them)
+        wait_until(lambda: setting.done() or waits(), "terms that wait")
+        closing.commit()
+        with pytest.raises(Conflict):
+            setting.result()

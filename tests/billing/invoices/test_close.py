@@ -51,6 +51,11 @@ from tests.examples import examples
 OCTOBER, NOVEMBER, DECEMBER = (period(f"2023-{month}", 1, "UTC")[0] for month in (10, 11, 12))
 ISSUED_MS = 1_760_000_000_000
 HOUR_MS = 3_600_000
+# A contract was short of 36 unit-seconds.
+SHORT_MINUTE = text("""
+    insert into contract_minute (contract_id, minute_ms, assigned_mu, used_mu, lent_mu, borrowed_mu,
+      refused, cut_mu, missing_mu) values (:id, :minute, 60000, 0, 0, 0, 0, 30000, 6000)
+""")
 
 
 class Books:
@@ -249,14 +254,8 @@ def test_capacity_is_charged_used_or_not_and_what_was_short_is_given_back(books:
     books.connection.execute(
         text("insert into contract_step values (:id, :from_ms, 1000)"), {"id": OURS, "from_ms": begins}
     )
-    minute = begins - begins % 60_000 + 60_000
-    books.connection.execute(
-        text("""
-            insert into contract_minute (contract_id, minute_ms, assigned_mu, used_mu, lent_mu, borrowed_mu,
-              refused, cut_mu, missing_mu) values (:id, :minute, 60000, 0, 0, 0, 0, 30000, 6000)
-        """),
-        {"id": OURS, "minute": minute},
-    )
+    minute = begins - begins % 60_000  # it begins within it
+    books.connection.execute(SHORT_MINUTE, {"id": OURS, "minute": minute})
     contract = contracts.find(books.connection, OURS)
     set_capacity_price(books.connection, contract, "2", 500, 0, ISSUED_MS)
     books.tenant = tenants.find(books.connection, "ten_a")

@@ -5,18 +5,22 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 
 from billing.catalogue import budgets
 from billing.catalogue.budget_periods import Per
-from billing.invoices import prepaid
+from billing.catalogue.money import Money
+from billing.contracts import store as contracts
+from billing.invoices import credits, prepaid
 from billing.invoices.lines import Terms
-from billing.invoices.terms import set_terms
+from billing.invoices.terms import set_capacity_price, set_terms
 from billing.ledger.budget_spent import add_spent
 from billing.ledger.entries import ReceivedEvent, record_events
+from billing.page import PageRequest
 from billing.schema.budgets import budget
 from tests.billing.events import event
-from tests.billing.invoices.test_close import HOUR_MS, OCTOBER, Books
+from tests.billing.invoices.test_close import DECEMBER, HOUR_MS, NOVEMBER, OCTOBER, Books
+from tests.billing.ledger.test_price_scopes import OURS, sign
 
 
 class Shop(Books):
@@ -76,7 +80,76 @@ def test_an_expired_credit_still_pays_for_what_was_used_before(shop: Shop) -> No
     assert until == OCTOBER + HOUR_MS
     prepaid.renew_expired(shop.connection, OCTOBER + HOUR_MS)  # by PostgreSQL's clock it is long over
     assert shop.left() == ("7.00", "2.00")
-    assert shop.connection.execute(select(budget.c.until_ms)).scalar_one() is None
+    assert shop.connection.execute(select(budget.c.until_ms)).scalar_one() == NOVEMBER
     # The invoice leaves what was promised: the credit that had expired pays the tax on it, too.
     assert json.loads(shop.close("2023-10").document)["credits"][0]["amount"] == "2.20"
     assert shop.left() == ("5.00", "0.00")
+
+
+def test_capacity_of_the_period_is_kept_back_from_what_can_be_used(shop: Shop) -> None:
+    """A unit a second from the middle of November on, at 0.01 USD an hour: 3.60 for the 360 hours until
+    December begins, and 7.44 for December.
+    """
+    begins = NOVEMBER + 15 * 24 * HOUR_MS
+    sign(shop.connection, OURS, shop.tenant.tenant_id)
+    shop.connection.execute(
+        text("update contract set starts_ms = :begins, ends_ms = :ends, effective_end_ms = :ends"),
+        {"begins": begins, "ends": begins + 10**11},
+    )
+    shop.connection.execute(
+        text("insert into contract_step values (:id, :from_ms, 1000)"), {"id": OURS, "from_ms": begins}
+    )
+    set_capacity_price(shop.connection, contracts.find(shop.connection, OURS), "0.01", 100, OCTOBER, OCTOBER)
+    shop.grant("22", OCTOBER)
+    shop.renew(OCTOBER)
+    assert shop.left() == ("20.00", "0.00")
+    shop.close("2023-10")
+    shop.renew(NOVEMBER)
+    assert shop.left() == ("16.40", "0.00")
+    until = shop.connection.execute(select(budget.c.until_ms)).scalar_one()
+    assert until == DECEMBER
+    shop.use(NOVEMBER + 5)
+    # December has begun, and November is on no invoice yet: both are to be paid.
+    prepaid.renew_expired(shop.connection, DECEMBER)
+    assert shop.left() == ("8.96", "2.00")
+    made = shop.close("2023-11")
+    assert (str(made.net), str(made.due)) == ("5.60", "0.00")
+    shop.renew(DECEMBER)
+    assert shop.left() == ("6.96", "0.00")  # 15.84 are left of 22, with tax: 14.40, less 7.44
+    set_capacity_price(shop.connection, contracts.find(shop.connection, OURS), "1", 100, DECEMBER, DECEMBER)
+    shop.renew(DECEMBER)
+    assert shop.left() == ("0.00", "0.00")
+
+
+def test_what_is_left_of_a_commitment_is_kept_back_until_it_is_on_its_invoice(shop: Shop) -> None:
+    set_terms(shop.connection, shop.tenant.tenant_id, Terms(commitment=Money.parse("5")), OCTOBER)
+    shop.grant("20", OCTOBER)
+    shop.use(OCTOBER + 5)
+    shop.close("2023-10")
+    shop.renew(NOVEMBER)
+    assert shop.left() == ("15.00", "0.00")
+    shop.use(NOVEMBER + 5)
+    assert shop.left() == ("15.00", "2.00")  # November's usage draws on its commitment
+    shop.renew(DECEMBER)
+    assert shop.left() == ("12.00", "2.00")
+    shop.close("2023-11")
+    shop.renew(DECEMBER)
+    assert shop.left() == ("10.00", "0.00")
+
+
+def test_credits_are_listed_in_the_order_in_which_invoices_use_them(shop: Shop) -> None:
+    shop.grant("1", OCTOBER)
+    for days in (3, 1, 2):
+        shop.grant("1", OCTOBER, OCTOBER + days * 24 * HOUR_MS)
+    shop.grant("1", OCTOBER - 1)
+    used = credits.of_tenant(shop.connection, shop.tenant.tenant_id)
+    assert [each.expires_ms and (each.expires_ms - OCTOBER) // (24 * HOUR_MS) for each in used] == [
+        None, 1, 2, 3, None,
+    ]  # fmt: skip
+    page, listed = credits.list_page(shop.connection, PageRequest(2), shop.tenant.tenant_id), []
+    while True:
+        listed += page.rows
+        if page.next is None:
+            break
+        page = credits.list_page(shop.connection, PageRequest(2, page.next), shop.tenant.tenant_id)
+    assert listed == used
