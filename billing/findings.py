@@ -1,6 +1,6 @@
 """What an audit can find, as values. It owns their kinds and their JSON; it finds nothing itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -33,12 +33,14 @@ class FindingKind(StrEnum):
     AUDIT_LOG_DIFFERS = "audit_log_differs"
     NOT_FOR_SALE = "not_for_sale"
     CLOCKS_DIFFER = "clocks_differ"
+    PROVIDER_DIFFERS = "provider_differs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One finding. `ids` are examples, 20 at most; `count` says how many there are. `since_ms`: since when,
-    to the minute, where that is known.
+    to the minute, where that is known. `about` tells it apart from others of its kind, where instance, epoch
+    and message do not. `provider_usage`: a provider's figures beside ours.
     """
 
     kind: FindingKind
@@ -49,6 +51,8 @@ class Finding:
     count: int | None = None
     ids: Sequence[str] = ()
     since_ms: int | None = None
+    about: str | None = None
+    provider_usage: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Without what does not apply."""
@@ -60,6 +64,8 @@ class Finding:
                 parts[name] = getattr(self, name)
         if self.tokens is not None:
             parts["tokens"] = pair_json(self.tokens)
+        if self.provider_usage is not None:
+            parts["provider_usage"] = dict(self.provider_usage)
         if self.ids:
             parts["ids"] = list(self.ids)
         return parts

@@ -47,6 +47,7 @@ from billing.api import (
     pools,
     prices,
     projects,
+    provider_usage,
     reclaims,
     requests,
     restarts,
@@ -72,7 +73,7 @@ from billing.wire.certificates import checked_by
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, key_usage.router, limits.router,
     budgets.router, models.router, instances.router, prices.router, cost_prices.router, usage.router,
-    usage_proof.router, sinks.router, findings.router,
+    provider_usage.router, usage_proof.router, sinks.router, findings.router,
     requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router,
     capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
     machines.router, economics.router, economics_ahead.router, launches.router, autoscaling.router,

@@ -145,6 +145,9 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "DELETE /admin/v1/sinks/{sink}": _SELL,
     "GET /admin/v1/sinks/{sink}/skipped": _READ,
     "GET /admin/v1/provider-usage": _READ,
+    # It keeps nothing.
+    "POST /admin/v1/provider-usage/compare": _READ,
+    "POST /admin/v1/provider-usage": _SELL,
     "GET /admin/v1/reconciliation": _READ,
     "GET /admin/v1/audit": _READ,
     "GET /admin/v1/findings": _READ,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 
@@ -11,14 +11,13 @@ from billing.api.control import Control
 from billing.api.fields import Moment, Name, TenantQuery
 from billing.api.paging import After, PageQuery, listing
 from billing.api.query import KNOWN_QUERY
-from billing.api.usage_answers import AuditAnswer, EngineBalance, ProviderUsageAnswer, UsageAnswer
+from billing.api.usage_answers import AuditAnswer, EngineBalance, UsageAnswer
 from billing.audit import balance_rows
 from billing.audit.balance_rows import MINUTE_MS, BalanceRow
 from billing.audit.run import Auditor
 from billing.catalogue import projects, tenants
 from billing.contracts.store import now_ms
 from billing.findings import pair_json
-from billing.ledger.provider_usage import Period, provider_usage
 from billing.ledger.usage_report import UsageLine, parse_dimensions, report_usage
 from billing.moments import month_begins_ms
 from billing.page import Order, PageRequest, page_of
@@ -32,7 +31,6 @@ _LINES_DEFAULT: Final = 1_000
 _LINES_MAX: Final = 10_000
 # Of a group's figures: not for tenants.
 _OF_PROVIDERS: Final = ("uncosted", "untold", "cost", "margin")
-_PROVIDER_PERIOD_MS_MAX: Final = 400 * 86_400_000
 
 
 @router.get("/usage", response_model=UsageAnswer, response_model_exclude_unset=True)
@@ -100,27 +98,6 @@ def _month_ms(moment_ms: int) -> int:
     """The start of the month of this moment, in UTC."""
     moment = datetime.fromtimestamp(moment_ms // 1000, UTC)
     return month_begins_ms(moment.year, moment.month)
-
-
-@router.get("/provider-usage", response_model=ProviderUsageAnswer)
-def of_providers(
-    control: Control,
-    provider: Annotated[Literal["openai", "anthropic"], Query(description="Their kind.")],
-    since: Annotated[Moment, Query(alias="from")],
-    until: Moment,
-    instance: Annotated[
-        str | None, Query(max_length=2000, description="Of these only, with commas between.")
-    ] = None,
-) -> dict[str, Any]:
-    """What went to providers of a kind, by day and their name for the model, to be held against their count.
-    Of requests that ended in [from, until).
-    """
-    if until - since > _PROVIDER_PERIOD_MS_MAX:
-        raise Invalid("At most 400 days at once.", param="until")
-    names = [] if instance is None else instance.split(",")
-    with control.reading() as connection:
-        data = provider_usage(connection, provider, Period(since, until), names)
-    return {"data": data}
 
 
 @router.get("/reconciliation", response_model=Listing[EngineBalance])

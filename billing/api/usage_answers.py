@@ -168,6 +168,27 @@ class ProviderUsageAnswer(Answer):
     data: list[ProviderUsageLine]
 
 
+class ComparedLine(Answer):
+    """Of a day and model: tokens of one kind, here and there. `difference`: what the provider counted beyond
+    what is billed and absorbed.
+    """
+
+    day: str = Field(json_schema_extra={"format": "date"})
+    model: str
+    kind: str
+    billed: int
+    absorbed: int
+    theirs: int
+    difference: int
+    untold: int
+
+
+class ComparedAnswer(Answer):
+    """All lines at once: there are few."""
+
+    data: list[ComparedLine]
+
+
 class InstanceAudit(Answer):
     """Over all epochs of an instance: produced = billed + absorbed + open + residual."""
 
@@ -213,6 +234,26 @@ class EngineBalance(Answer):
     lag_ms: int
 
 
+class TheirsAndOurs(Answer):
+    """Tokens that a provider counted, and those that are billed and absorbed here."""
+
+    theirs: int
+    ours: int
+
+
+class ProviderDifference(Answer):
+    """Where a provider has other figures: of a day (UTC) and model, by kind of tokens. `instances`: of its
+    account; none: all of the provider's kind. `untold`: requests of which it told no usage.
+    """
+
+    provider: str
+    instances: list[str]
+    day: str = Field(json_schema_extra={"format": "date"})
+    model: str
+    untold: int
+    differences: dict[str, TheirsAndOurs]
+
+
 class FindingAnswer(Answer):
     """One finding, without the fields that do not apply. `ids` are examples, `count` says how many there
     are. `since_ms`: since when a residual is there, to the minute.
@@ -227,6 +268,7 @@ class FindingAnswer(Answer):
     tokens: Counters | None = None
     ids: list[str] | None = None
     since_ms: Ms | None = None
+    provider_usage: ProviderDifference | None = None
 
 
 class AuditLogHead(Answer):

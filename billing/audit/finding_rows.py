@@ -4,7 +4,7 @@ It owns the table; what is found is the audits' business.
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -25,7 +25,7 @@ _OF_FACTS: Final = frozenset(
     {
         FindingKind.LEDGER_UNBALANCED, FindingKind.LEDGER_INCOMPLETE, FindingKind.LEDGER_MISPRICED,
         FindingKind.TOTALS_DIFFER, FindingKind.CHAIN_BROKEN, FindingKind.AUDIT_LOG_DIFFERS,
-        FindingKind.INVOICE_DIFFERS,
+        FindingKind.INVOICE_DIFFERS, FindingKind.PROVIDER_DIFFERS,
     }
 )  # fmt: skip
 # Figures in a message change while it stays the same finding.
@@ -70,9 +70,16 @@ def hold_off(connection: Connection) -> None:
     connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.FINDINGS)))
 
 
-def keep(connection: Connection, found: Iterable[Finding], *, facts: bool) -> None:
-    """Make the rows what an audit found; `facts`: it has read everything back. What was resolved is opened
-    again only if its figures have changed.
+def keep(
+    connection: Connection,
+    found: Iterable[Finding],
+    *,
+    facts: bool,
+    only: Callable[[str, str], bool] | None = None,
+) -> None:
+    """Make the rows what an audit found; `facts`: it has read everything back; `only`: it looked for findings
+    of these kinds that are about this alone. What was resolved is opened again only if its figures have
+    changed.
     """
     hold_off(connection)
     now_ms = database_now_ms(connection)
@@ -94,7 +101,7 @@ def keep(connection: Connection, found: Iterable[Finding], *, facts: bool) -> No
             connection.execute(update(table).where(table.c.finding_id == row.finding_id).values(**changes))
     not_asked = set() if facts else {kind.value for kind in _OF_FACTS}
     for key, row in there.items():
-        if key not in seen and key[0] not in not_asked:
+        if key not in seen and key[0] not in not_asked and (only is None or only(*key)):
             state = row.state if row.state == State.RESOLVED.value else State.CLOSED.value
             gone = {"gone_ms": now_ms, "changed_ms": now_ms, "state": state}
             connection.execute(update(table).where(table.c.finding_id == row.finding_id).values(**gone))
@@ -143,6 +150,8 @@ def count_by_state(connection: Connection) -> dict[tuple[str, str], int]:
 
 def _about(each: Finding) -> str:
     """What tells it apart from others of its kind."""
+    if each.about is not None:
+        return each.about
     if each.instance is not None:
         return f"{each.instance} {each.epoch or ''}".rstrip()
     return _FIGURES.sub("#", each.message)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection, Engine
 
 from billing.accounts import audit_log
-from billing.audit import balance_rows, finding_rows
+from billing.audit import balance_rows, finding_rows, provider_counts
 from billing.audit.clocks import check_clocks, difference_ms
 from billing.audit.engine_counters import Absorbed, CounterPoller
 from billing.audit.reading import AuditReading, read_all, snapshot
@@ -134,6 +134,7 @@ class Auditor:
                 findings += check_ledger(connection) + check_checkpoints(connection, self._checking_key())
                 findings += check_invoices(connection)
                 findings += audit_log.check(connection)
+                findings += provider_counts.check(connection)
                 head = audit_log.head(connection)
         with self._engine.begin() as connection:
             finding_rows.hold_off(connection)

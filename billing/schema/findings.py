@@ -5,6 +5,7 @@ Times are ms since the epoch.
 from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from billing.schema.clock import NOW_MS
 from billing.schema.metadata import metadata
 
 # One row from when something is seen until it is gone; `about` tells findings of one kind apart. `said`: the
@@ -53,4 +54,22 @@ engine_balance = Table(
     Column("lag_ms", BigInteger, nullable=False),
     CheckConstraint("counters in ('read', 'silent', 'ended')", name="counters"),
     Index(None, "minute", "instance", "epoch"),
+)
+
+# What a provider says that an account has used, by day (UTC: `2026-11-28`) and model (without the name of a
+# snapshot): the last export of each day. `instances`: those of the account, with commas between; '': all of
+# the provider's kind. `model` '' stands for the day itself. `cached` and `written` are parts of `prompt`;
+# `written` null: it is not told.
+provider_count = Table(
+    "provider_count",
+    metadata,
+    Column("provider", Text, primary_key=True),
+    Column("instances", Text, primary_key=True),
+    Column("day", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("prompt", BigInteger, nullable=False),
+    Column("cached", BigInteger, nullable=False),
+    Column("written", BigInteger),
+    Column("output", BigInteger, nullable=False),
+    Column("taken_ms", BigInteger, nullable=False, server_default=NOW_MS),
 )

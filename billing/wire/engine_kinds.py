@@ -5,6 +5,7 @@ key. A *provider* is somebody else's API: we neither start nor count it, it bill
 our tenants.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -53,6 +54,14 @@ _ROWS: Final = (
 # The only list of kinds; `gateway/upstream/adapters.py` has an adapter for each.
 KINDS: Final[Mapping[str, EngineKind]] = MappingProxyType({row.name: row for row in _ROWS})
 PROVIDERS: Final = tuple(row.name for row in _ROWS if row.is_provider)
+
+
+_SNAPSHOT: Final = re.compile(r"(?:-\d{4}-\d{2}-\d{2}|-\d{8}|@\d{8}|-latest)$")
+
+
+def without_snapshot(model: str) -> str:
+    """A provider's name of a model without that of its snapshot, as accounts are charged under either."""
+    return _SNAPSHOT.sub("", model)
 
 
 def is_provider(kind: str) -> bool:

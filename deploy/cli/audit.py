@@ -11,7 +11,7 @@ from deploy.cli.output import json_option, print_json, print_table
 _WRONG: Final = frozenset(
     {
         "residual", "request_unknown", "request_differs", "ledger_unbalanced", "ledger_incomplete",
-        "ledger_mispriced", "totals_differ", "chain_broken", "audit_log_differs",
+        "ledger_mispriced", "totals_differ", "chain_broken", "audit_log_differs", "provider_differs",
     }
 )  # fmt: skip
 _IDS_SHOWN: Final = 3

@@ -11,13 +11,13 @@ OpenAI's input tokens have those of its cache in them, Anthropic's have not. Her
 import csv
 import io
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-_SNAPSHOT: Final = re.compile(r"(?:-\d{4}-\d{2}-\d{2}|-\d{8}|@\d{8}|-latest)$")
+from billing.wire.engine_kinds import without_snapshot
+
 _COUNT_MAX: Final = 10**15
 
 
@@ -50,11 +50,6 @@ class Export:
     days: set[str]
 
 
-def model_name(name: str) -> str:
-    """The name of a model without that of its snapshot, because accounts are charged under either."""
-    return _SNAPSHOT.sub("", name)
-
-
 def read_export(text: str, provider: str, key_id: str | None = None) -> Export:
     """`key_id`: only what this API key used, by its id (in Anthropic's CSV: its name). Raises ExportError."""
     begins = text.lstrip("\ufeff \t\r\n")
@@ -68,7 +63,7 @@ def read_export(text: str, provider: str, key_id: str | None = None) -> Export:
         if not isinstance(name, str) or not name:
             raise ExportError(f"{place} names no model: export the usage grouped by model")
         counted = (_openai if provider == "openai" else _anthropic)(place, row)
-        export.counted.setdefault((day, model_name(name)), Counted()).add(counted)
+        export.counted.setdefault((day, without_snapshot(name)), Counted()).add(counted)
     if not export.days:
         raise ExportError("it covers no day")
     return export

@@ -1,5 +1,6 @@
 """`taas reconcile`: what engines and providers counted, beside what was recorded."""
 
+from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -8,6 +9,7 @@ import click
 
 from billing.wire.engine_kinds import PROVIDERS
 from deploy.cli.connection import call, call_list
+from deploy.cli.key_file import read_key_file
 from deploy.cli.moments import BACK, back
 from deploy.cli.output import (
     Columns,
@@ -18,11 +20,10 @@ from deploy.cli.output import (
     print_table,
     show,
 )
-from deploy.cli.provider_export import Counted, ExportError, model_name, read_export
+from deploy.cli.provider_ask import ask_provider
+from deploy.cli.provider_export import ExportError, read_export
 
 _BYTES_MAX: Final = 64 * 1024 * 1024
-# What is compared, by the names of our figures and theirs.
-_KINDS: Final = {"input": "prompt", "cached input": "cached", "cache write": "written", "output": "output"}
 _COLUMNS: Columns = {
     "DAY (UTC)": "day", "MODEL THERE": "model", "TOKENS OF": "kind", "BILLED": "billed",
     "ABSORBED": "absorbed", "COUNTED THERE": "theirs", "DIFFERENCE": "difference",
@@ -83,72 +84,83 @@ def show_balances(
 
 
 @reconcile.command("provider")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--provider", required=True, type=click.Choice(PROVIDERS), help="Whose export it is.")
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--provider", required=True, type=click.Choice(PROVIDERS), help="Whose count it is.")
 @click.option("--instance", "instances", multiple=True, help="Compare with this instance only; repeat it.")
-@click.option("--key-id", help="Of the export, only what this API key of yours used: its id there.")
+@click.option("--key-id", help="Of the count, only what this API key of yours used: its id there.")
+@click.option(
+    "--admin-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Instead of FILE: the file of an admin key of the provider, to ask its API.",
+)  # fmt: skip
+@click.option(
+    "--from", "since", metavar="WHEN", default="7d", show_default=True, help=f"Ask from then on: {BACK}."
+)
+@click.option("--until", metavar="WHEN", help="Ask until then. Default: the days that are over.")
+@click.option("--url", help="Where the provider's API is. Default: its own address.")
+@click.option("--dry-run", is_flag=True, help="Compare only: no findings, and nothing is kept.")
 @json_option
 @click.pass_context
 def of_provider(
     context: click.Context,
-    file: Path,
+    file: Path | None,
     provider: str,
     instances: tuple[str, ...],
     key_id: str | None,
+    admin_key_file: Path | None,
+    since: str,
+    until: str | None,
+    url: str | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Compare FILE, the usage that a provider exports, with the ledger: by day and model, in tokens.
+    """Compare what a provider says that your account has used with the ledger: by day and model, in tokens.
 
     FILE is JSON of OpenAI's /v1/organization/usage/completions or Anthropic's
-    /v1/organizations/usage_report/messages, grouped by model, or the CSV of their consoles. A difference is
-    what the provider counted beyond what is billed and absorbed; requests of which it told no usage
-    (`untold`) are in neither. The exit status is 1 if there is one.
+    /v1/organizations/usage_report/messages, grouped by model, or the CSV of their consoles. With
+    --admin-key-file these are asked instead. A difference is what the provider counted beyond what is billed
+    and absorbed; requests of which it told no usage (`untold`) are in neither. Days that are over and differ
+    become findings (`taas finding list --kind provider_differs`), which close when they agree. The exit
+    status is 1 if there is a difference.
 
-    \b
-    taas reconcile provider usage.json --provider openai
-    taas reconcile provider claude.csv --provider anthropic --instance at-anthropic --key-id apikey_01…
+    \b taas reconcile provider usage.json --provider openai taas reconcile provider claude.csv --provider
+    anthropic --instance at-anthropic --key-id apikey_01… taas reconcile provider --provider openai
+    --admin-key-file openai-admin.key --from 30d
     """
+    if (file is None) == (admin_key_file is None):
+        raise click.UsageError("give FILE, or --admin-key-file")
     try:
-        if file.stat().st_size > _BYTES_MAX:
-            raise ExportError(f"it has more than {_BYTES_MAX // 2**20} MiB: export fewer days")
-        export = read_export(file.read_text(encoding="utf-8"), provider, key_id)
+        if file is not None:
+            text = _text_of(file)
+        else:
+            assert admin_key_file is not None
+            span = str(back(since, "--from")), back(until, "--until")
+            text = ask_provider(provider, read_key_file(admin_key_file), span, url)
+        export = read_export(text, provider, key_id)
     except (ExportError, UnicodeDecodeError) as exc:
-        raise click.ClickException(f"{file}: {exc}") from exc
+        raise click.ClickException(f"{file or provider}: {exc}") from exc
     first, last = min(export.days), max(export.days)
-    until = (date.fromisoformat(last) + timedelta(days=1)).isoformat()
-    query: dict[str, Any] = {"provider": provider, "from": first, "until": until}
-    ours = call("GET", "provider-usage", query={**query, "instance": ",".join(instances) or None})
-    rows = _compared(ours["data"], export.counted, export.days)
+    counted = [
+        {"day": day, "model": model, **asdict(each)} for (day, model), each in sorted(export.counted.items())
+    ]
+    body = {
+        "provider": provider, "instances": list(instances), "days": sorted(export.days), "counted": counted,
+    }  # fmt: skip
+    path = ("provider-usage", "compare") if dry_run else ("provider-usage",)
+    rows = call("POST", *path, body=body)["data"]
     if as_json:
-        print_json({"provider": provider, "from": first, "until": until, "data": rows})
+        until_day = (date.fromisoformat(last) + timedelta(days=1)).isoformat()
+        print_json({"provider": provider, "from": first, "until": until_day, "data": rows})
     else:
         _print(rows, first, last)
     if any(row["difference"] for row in rows):
         context.exit(1)
 
 
-def _compared(
-    ours: list[dict[str, Any]], theirs: dict[tuple[str, str], Counted], days: set[str]
-) -> list[dict[str, Any]]:
-    """A row for each day, model and kind of tokens. Days that the export leaves out are not compared."""
-    lines: dict[tuple[str, str], list[dict[str, Any]]] = {key: [] for key in theirs}
-    for line in ours:
-        if line["day"] in days:
-            lines.setdefault((line["day"], model_name(line["model"])), []).append(line)
-    rows = []
-    for (day, model), mine in sorted(lines.items()):
-        counted = theirs.get((day, model), Counted(written=0))
-        for kind, name in _KINDS.items():
-            there = getattr(counted, name)
-            billed, absorbed = (sum(line[part][name] for line in mine) for part in ("billed", "absorbed"))
-            if there is None or not (there or billed or absorbed):
-                continue
-            rows.append({
-                "day": day, "model": model, "kind": kind, "billed": billed, "absorbed": absorbed,
-                "theirs": there, "difference": there - billed - absorbed,
-                "untold": sum(line["untold"] for line in mine),
-            })  # fmt: skip
-    return rows
+def _text_of(file: Path) -> str:
+    """Raises ExportError or UnicodeDecodeError."""
+    if file.stat().st_size > _BYTES_MAX:
+        raise ExportError(f"it has more than {_BYTES_MAX // 2**20} MiB: export fewer days")
+    return file.read_text(encoding="utf-8")
 
 
 def _print(rows: list[dict[str, Any]], first: str, last: str) -> None:

@@ -7,7 +7,7 @@ import click
 _KEPT: Final = f"{__name__}.reason"
 # Commands that only read.
 _READING: Final = frozenset({
-    "list", "show", "history", "usage", "quote", "export", "plan", "audit", "reconcile", "economics",
+    "list", "show", "history", "usage", "quote", "export", "plan", "audit", "economics",
     "evidence", "audit-log",
 })  # fmt: skip
 

@@ -318,6 +318,9 @@ def test_what_every_operation_answers_is_what_the_document_says(
                  "models/m", "pools/m", "autoscaling", "autoscaling/m", "batches", "credits",
                  "terms?tenant=acme", "invoices", "makers", "books", "/healthz"):  # fmt: skip
         ask("GET", path)
+    counted = {"day": "2023-11-15", "model": "o9", "prompt": 5, "output": 1}
+    for path in ("provider-usage/compare", "provider-usage"):
+        ask("POST", path, provider="openai", days=["2023-11-15"], counted=[counted])
     finding = ask("GET", "findings")["data"][0]["finding"]
     assert ask("PATCH", f"findings/{finding}", owner="ada")["state"] == "acknowledged"
     admin_key = ask("POST", "admin-keys", role="finance")["key_id"]

@@ -66,7 +66,7 @@ def test_who_only_reads_may_call_no_route_that_changes_something():
     assert len(changing) > 40
     for route in changing:
         assert Role.VIEWER not in RIGHTS[route], route
-        asks = route.endswith(("/quote", "/what-if"))
+        asks = route.endswith(("/quote", "/what-if", "/compare"))
         assert (Role.AUDITOR in RIGHTS[route]) == asks, route
 
 

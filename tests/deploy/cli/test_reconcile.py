@@ -3,10 +3,13 @@
 import csv
 import io
 import json
+import threading
 from collections.abc import Callable
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given
@@ -19,7 +22,7 @@ from billing.wire.ending import Ending
 from billing.wire.usage_event import UsageEvent, UsageSource
 from deploy.cli.provider_export import Counted, ExportError, read_export
 from tests.billing.events import event
-from tests.deploy.cli.conftest import Taas
+from tests.deploy.cli.conftest import ADMIN_KEY, Taas
 
 Told = Callable[..., Any]
 DAY_S = 86_400
@@ -106,6 +109,19 @@ def test_what_agrees_ends_with_0_and_what_differs_is_named(
         ),
     )
     shown = taas("reconcile", "provider", bad, "--provider", "openai", exit_code=1)
+    # Days that are over and differ are findings until they agree.
+    found = told("finding", "list", "--kind", "provider_differs")["data"]
+    assert {each["said"]["message"] for each in found} == {
+        "openai counted other tokens of gpt-4.1 on 2023-11-15: output 17 there, 15 here",
+        "openai counted other tokens of o9 on 2023-11-15: input 1 there, 0 here; output 2 there, 0 here",
+        "openai counted other tokens of gpt-4.1 on 2023-11-16: input 0 there, 7 here; output 0 there, 3 here",
+    }
+    audited = json.loads(taas("audit", "--json", exit_code=1).stdout)["findings"]
+    assert len([each for each in audited if each["kind"] == "provider_differs"]) == 3
+    taas("reconcile", "provider", good, "--provider", "openai", "--dry-run")
+    assert len(told("finding", "list", "--kind", "provider_differs")["data"]) == 3
+    taas("reconcile", "provider", good, "--provider", "openai")
+    assert told("finding", "list", "--kind", "provider_differs")["data"] == []
     for words in (
         "2023-11-15 gpt-4.1: 2 more output tokens counted there than here",
         "2023-11-15 o9: 1 more input tokens counted there than here",
@@ -154,6 +170,82 @@ def test_only_some_instances_are_compared(told: Told, ledger: Any, tmp_path: Pat
     row = {"model": "m", "input_tokens": 10, "output_tokens": 1}
     page = written(tmp_path / "a.json", openai_page(row))
     assert told("reconcile", "provider", page, "--provider", "openai", "--instance", "at-openai")["data"]
+
+
+def test_an_api_in_openais_form_is_asked_itself(
+    told: Told, taas: Taas, ledger: Any, admin_url: str, tmp_path: Path
+):
+    """Ours has it, and counts what it has billed."""
+    ledger(went("openai", "m1", "a", (100, 40, 10)), went("openai", "m1", "b", (7, 0, 3), day=40))
+    key = tmp_path / "key"
+    key.touch(mode=0o600)
+    key.write_text(ADMIN_KEY)
+    asked = (
+        "reconcile",
+        "provider",
+        "--provider",
+        "openai",
+        "--admin-key-file",
+        str(key),
+        "--url",
+        admin_url,
+    )
+    report = told(*asked, "--from", "2023-11-15", "--until", "2024-01-01")
+    assert [(row["day"], row["kind"], row["theirs"], row["difference"]) for row in report["data"]] == [
+        ("2023-11-15", "input", 100, 0), ("2023-11-15", "cached input", 40, 0),
+        ("2023-11-15", "output", 10, 0), ("2023-12-25", "input", 7, 0), ("2023-12-25", "output", 3, 0),
+    ]  # fmt: skip
+    key.write_text("adm-wrong")
+    assert "HTTP 401: it needs an admin key" in taas(*asked, exit_code=1).output
+    neither = taas("reconcile", "provider", "--provider", "openai", exit_code=2)
+    assert "give FILE, or --admin-key-file" in neither.output
+
+
+def test_anthropics_report_is_asked_page_by_page(told: Told, ledger: Any, tmp_path: Path):
+    ledger(
+        went("anthropic", "claude-x", "a", (10, 0, 5)), went("anthropic", "claude-x", "b", (1, 0, 2), day=1)
+    )
+    rows = [{"model": "claude-x-20250101", "uncached_input_tokens": 10, "output_tokens": 5},
+            {"model": "claude-x-20250101", "uncached_input_tokens": 1, "output_tokens": 2}]  # fmt: skip
+    seen: list[tuple[str, dict[str, list[str]], str | None]] = []
+
+    class Report(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            query = parse_qs(url.query)
+            seen.append((url.path, query, self.headers["x-api-key"]))
+            number = int(query.get("page", ["0"])[0])
+            bucket = {"starting_at": f"2023-11-{15 + number}T00:00:00Z", "results": [rows[number]]}
+            page = {"data": [bucket], "has_more": number == 0, "next_page": "1" if number == 0 else None}
+            content = json.dumps(page).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    key = tmp_path / "key"
+    key.touch(mode=0o600)
+    key.write_text("sk-ant-admin")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Report) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        report = told(
+            "reconcile", "provider", "--provider", "anthropic", "--admin-key-file", str(key),
+            "--url", f"http://127.0.0.1:{server.server_port}", "--from", "2023-11-15T12:00:00Z",
+            "--until", "2023-11-16T12:00:00Z",
+        )  # fmt: skip
+        server.shutdown()
+        thread.join()
+    assert [row["difference"] for row in report["data"]] == [0, 0, 0, 0]
+    path, query, shown = seen[0]
+    assert (path, shown, len(seen)) == ("/v1/organizations/usage_report/messages", "sk-ant-admin", 2)
+    assert query == {
+        "starting_at": ["2023-11-15T00:00:00Z"], "ending_at": ["2023-11-17T00:00:00Z"],
+        "bucket_width": ["1d"], "group_by[]": ["model"], "limit": ["31"],
+    }  # fmt: skip
 
 
 def csv_of(names: list[str], rows: list[list[str]]) -> str:
