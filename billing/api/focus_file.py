@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from billing.api.control import ControlPlane
 from billing.exports.focus import Asked, cost_and_usage
 from billing.exports.focus_columns import Dataset, Version, columns_of
+from billing.exports.focus_supporting import billing_periods, contract_commitments, invoice_details
 from billing.exports.table import Column, FileForm, Row, write
 from billing.refusals import Invalid
 
@@ -15,6 +16,9 @@ PREFIX: Final = "focus-"
 DatasetName = Literal["cost-and-usage", "contract-commitment", "billing-period", "invoice-detail"]
 _READ: Final[dict[Dataset, Callable[[Connection, Asked], Iterator[Row]]]] = {
     Dataset.COST_AND_USAGE: cost_and_usage,
+    Dataset.CONTRACT_COMMITMENT: contract_commitments,
+    Dataset.BILLING_PERIOD: billing_periods,
+    Dataset.INVOICE_DETAIL: invoice_details,
 }
 
 
@@ -25,7 +29,7 @@ def focus_file(
     Parquet cannot be written.
     """
     chosen = _chosen(columns_of(Version(version), Dataset(dataset)), columns)
-    if not chosen or Dataset(dataset) not in _READ:
+    if not chosen:
         raise Invalid(f"FOCUS {version} has no {dataset}.", param="dataset")
 
     def rows() -> Iterator[Row]:

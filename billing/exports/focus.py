@@ -34,7 +34,7 @@ from billing.schema.capacity import contract as contract_table
 from billing.schema.catalogue import project
 
 # Of whom the product is, where the settings do not say.
-NO_ISSUER: Final = "taas"
+_NO_ISSUER: Final = "taas"
 _SAID: Final = {
     "discount": ("Adjustment", "Volume discount of {percent} % of {of} USD"),
     "covered": ("Adjustment", "Late usage that the commitment of {period} covers"),
@@ -52,6 +52,11 @@ class Asked:
     until_ms: int
     now_ms: int
     issuer: str
+
+    @property
+    def issuer_name(self) -> str:
+        """Where no document says another."""
+        return self.issuer or _NO_ISSUER
 
     def periods(self, connection: Connection) -> list[BillingPeriod]:
         """The first first."""
@@ -77,7 +82,7 @@ def account_of(connection: Connection, asked: Asked, each: BillingPeriod) -> Acc
     return Account(
         tenant_id=tenant.tenant_id,
         tenant_name=document.get("tenant", {}).get("name") or tenant.name,
-        issuer=document.get("issuer") or asked.issuer or NO_ISSUER,
+        issuer=document.get("issuer") or asked.issuer_name,
         from_ms=each.from_ms,
         until_ms=each.until_ms,
         names=document.get("project_names") or _project_names(connection, tenant.tenant_id),

@@ -65,7 +65,7 @@ def broken(row: Row) -> Iterator[str]:
             yield f"{name}: {value!r} is not allowed"
         if value and name in _OBJECTS and not isinstance(json.loads(value), dict):
             yield f"{name}: no object"
-        if name in _WITH and (not value) is not (not row.get(_WITH[name])):
+        if _WITH.get(name) in row and (not value) is not (not row.get(_WITH[name])):
             yield f"{name}: null, and {_WITH[name]} is not, or the other way round"
     if "ChargeCategory" in row and "EffectiveCost" in row:
         yield from _charge(row)

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +18,7 @@ from billing.catalogue.price_book import Scope, set_price
 from billing.contracts import store as contracts
 from billing.exports.focus import Asked, cost_and_usage
 from billing.exports.focus_columns import Dataset, Version, columns_of
+from billing.exports.focus_supporting import billing_periods, contract_commitments, invoice_details
 from billing.exports.table import ONE, Kind, write
 from billing.invoices import credit_notes
 from billing.invoices.lines import Terms, Tier
@@ -86,11 +87,13 @@ class World:
             {"id": OURS, "minute": START_MS - START_MS % 60_000 + nth * 60_000, "used": used_mu},
         )
 
-    def rows(self, from_ms: int = 0, until_ms: int = JANUARY) -> list[dict[str, Any]]:
-        asked = Asked(
+    def asked(self, from_ms: int = 0, until_ms: int = JANUARY) -> Asked:
+        return Asked(
             tenant=self.tenant, from_ms=from_ms, until_ms=until_ms, now_ms=NOW_MS, issuer="Hooli Inc."
         )
-        return [dict(row) for row in cost_and_usage(self.connection, asked)]
+
+    def rows(self, from_ms: int = 0, until_ms: int = JANUARY) -> list[dict[str, Any]]:
+        return [dict(row) for row in cost_and_usage(self.connection, self.asked(from_ms, until_ms))]
 
 
 @pytest.fixture
@@ -209,3 +212,48 @@ def test_parquet_has_the_same_as_csv_to_the_last_decimal(world: World) -> None:
             elif column.kind is Kind.TEXT:
                 assert read[column.name] == value
         assert read["ChargePeriodStart"].timestamp() * 1000 == row["ChargePeriodStart"]
+
+
+def written(dataset: Dataset, rows: Iterable[Any]) -> list[dict[str, str]]:
+    """As a reader of the file has it; each row is held against the standard."""
+    columns = columns_of(Version.V1_4, dataset)
+    read = list(csv.DictReader(b"".join(write("csv", columns, rows)).decode().splitlines()))
+    for row in read:
+        assert list(broken(row)) == [], row
+        assert [each.name for each in columns if not each.empty and not row[each.name]] == []
+    return read
+
+
+def test_what_was_agreed_is_a_commitment_that_charges_name(world: World) -> None:
+    made = written(Dataset.CONTRACT_COMMITMENT, contract_commitments(world.connection, world.asked()))
+    told = [(row["ContractCommitmentCategory"], row["ContractCommitmentLifecycleStatus"]) for row in made]
+    assert told == [("Usage", "Active"), ("Spend", "Expired"), ("Spend", "Expired"), ("Spend", "Active")]
+    capacity, *minimum = made
+    assert (capacity["ContractCommitmentCost"], capacity["ContractCommitmentQuantity"]) == ("4.9007", "7.001")
+    assert (capacity["ContractCommitmentDurationType"], capacity["ContractCommitmentUnit"]) == (
+        "1 Day", "Unit-Hours",
+    )  # fmt: skip
+    assert {row["ContractCommitmentCost"] for row in minimum} == {"30"}
+    named = {row["CommitmentDiscountId"] for row in world.rows()} - {None}
+    assert named < {row["ContractCommitmentId"] for row in made}
+    later = world.asked(DECEMBER + DAY_MS, JANUARY)
+    assert len(written(Dataset.CONTRACT_COMMITMENT, contract_commitments(world.connection, later))) == 1
+
+
+def test_periods_are_closed_by_their_invoices_whose_lines_are_those_of_the_charges(world: World) -> None:
+    periods = written(Dataset.BILLING_PERIOD, billing_periods(world.connection, world.asked()))
+    assert [(row["BillingPeriodStart"], row["BillingPeriodStatus"]) for row in periods] == [
+        ("2023-10-01T04:00:00Z", "Closed"), ("2023-11-01T04:00:00Z", "Closed"),
+        ("2023-12-01T05:00:00Z", "Open"),
+    ]  # fmt: skip
+    details = written(Dataset.INVOICE_DETAIL, invoice_details(world.connection, world.asked()))
+    charged: dict[tuple[str, str], int] = defaultdict(int)
+    for row in world.rows():
+        if row["InvoiceId"]:
+            charged[row["InvoiceId"], row["InvoiceDetailId"]] += row["BilledCost"]
+    assert {
+        (row["InvoiceId"], row["InvoiceDetailId"]): Decimal(row["BilledCost"]) * ONE for row in details
+    } == charged
+    assert {row["ReferenceInvoiceId"] for row in details if row["InvoiceId"] == world.note.number} == {
+        world.november.number
+    }
