@@ -21,6 +21,8 @@ BATCH: Final = "batch"
 WORKER: Final = "worker"
 # The worker whose engine pools.
 POOLING: Final = "pooling"
+# Where two engines share a GPU, what each takes of the memory that one would take.
+_SHARED_GPU: Final = {WORKER: 0.75, POOLING: 0.25}
 # Longer than each takes by itself: a gateway's streams have 30 s, 5 s to settle and 60 s to save what could
 # not be, a worker's 60 s and then vLLM's end.
 _GRACE_S: Final = {GATEWAY: 105.0, WORKER: 100.0, POOLING: 100.0, BILLING: 20.0, BATCH: 40.0}
@@ -106,11 +108,14 @@ class Services:
         """Starts the workers only; their engines take most of a minute, so other steps go on meanwhile."""
         environment = child_environment(self._settings, TAAS_REDIS_URL=stores.redis_url)
         command = [sys.executable, "-m", "serving", model["name"]]
-        self._start(WORKER, command, environment, step)
+        commands = {WORKER: command}
         if needs_pooling(self._settings, model):
-            self._start(POOLING, [*command, "--pooling"], environment, step)
+            commands[POOLING] = [*command, "--pooling"]
         else:
             self._processes.stop(POOLING, grace_s(self._settings, POOLING))
+        for worker, argv in commands.items():
+            memory = self._settings.gpu_memory_utilization * (_SHARED_GPU[worker] if len(commands) > 1 else 1)
+            self._start(worker, argv, environment | {"TAAS_GPU_MEMORY_UTILIZATION": f"{memory:.3f}"}, step)
 
     def wait_for_engine(
         self, admin: AdminApi, model: dict[str, Any], worker: str, step: Step

@@ -64,6 +64,8 @@ class LocalSettings(BaseSettings):
     # A second engine, for the routes of the model that generate no text.
     pooling: bool = True
     vllm: Literal["cpu", "gpu"] = "cpu"
+    # Of the GPU's memory; the CPU build does not read it.
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     vllm_python: Path = ROOT / ".venv-vllm" / "bin" / "python"
     torch_index: str | None = None
     # How long gateways and workers may let requests end; they have their own defaults.
