@@ -22,7 +22,7 @@ from billing.api.app import build_app
 from billing.api.signing_key import checking_key, signing_key
 from billing.audit import balance_rows
 from billing.audit.engine_counters import CounterPoller
-from billing.audit.run import Auditor
+from billing.audit.run import Auditor, Facts
 from billing.autoscaling.autoscaler import Autoscaler
 from billing.catalogue.budgets import begin_periods
 from billing.catalogue.projection import KEEP_UP_INTERVAL_MS, Projector
@@ -279,7 +279,7 @@ def _loops(
         return False
 
     def audit() -> None:
-        metrics.audited(auditor.audit(wait_ms=_AUDIT_WAIT_MS, check_facts=False))
+        metrics.audited(auditor.audit(wait_ms=_AUDIT_WAIT_MS, facts=Facts.NEW))
 
     def thin_out() -> None:
         with stores.loops_engine.begin() as connection:

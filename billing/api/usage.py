@@ -14,7 +14,7 @@ from billing.api.query import KNOWN_QUERY
 from billing.api.usage_answers import AuditAnswer, EngineBalance, UsageAnswer
 from billing.audit import balance_rows
 from billing.audit.balance_rows import MINUTE_MS, BalanceRow
-from billing.audit.run import Auditor
+from billing.audit.run import Auditor, Facts
 from billing.catalogue import projects, tenants
 from billing.contracts.store import now_ms
 from billing.findings import pair_json
@@ -138,7 +138,10 @@ def _balance(row: BalanceRow) -> dict[str, Any]:
 
 
 @router.get("/audit", response_model=AuditAnswer, response_model_exclude_unset=True)
-def audit(request: Request) -> dict[str, Any]:
+def audit(
+    request: Request,
+    full: Annotated[bool, Query(description="Read back all that was ever recorded.")] = False,
+) -> dict[str, Any]:
     """Per instance: what its engine counted, what is billed, absorbed and open, and the residual."""
     auditor: Auditor = request.app.state.auditor
-    return auditor.audit().to_json()
+    return auditor.audit(facts=Facts.ALL if full else Facts.SINCE_CHECKPOINT).to_json()

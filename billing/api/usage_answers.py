@@ -12,7 +12,7 @@ from billing.wire.dimensions import Dimension
 
 class CheckpointDocument(Answer):
     """Where a tenant's chain of hashes stood at the end of a day (UTC). Positions count from 1; hashes are
-    SHA-256, in hex.
+    SHA-256, in hex. `tenant` is `audit_log` for the audit log, whose positions are its entries.
     """
 
     version: int
@@ -33,9 +33,12 @@ class SignedCheckpoint(Answer):
 
 
 class CheckpointListing(Listing[SignedCheckpoint]):
-    """Newest first. `public_key`: that of the key which signs now, null where there is none."""
+    """Newest first. `public_key`: that of the key which signs now, null where there is none. `audit_log`: the
+    newest one of the operator's audit log; whoever keeps it can tell later whether that was rewritten.
+    """
 
     public_key: str | None
+    audit_log: SignedCheckpoint | None
 
 
 class UsedTokens(Answer):
@@ -296,7 +299,11 @@ class FindingRowAnswer(Answer):
 
 
 class AuditAnswer(Answer):
-    """`residual_tokens`: tokens that nothing explains."""
+    """`residual_tokens`: tokens that nothing explains. `checked`: whether all that is recorded was read back,
+    or what was recorded since the last signed checkpoints.
+    """
+
+    checked: Literal["since_checkpoint", "all"]
 
     instances: list[InstanceAudit]
     residual_tokens: int

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from billing.api.control import Control
-from billing.api.fields import Label, Moment, Name
+from billing.api.fields import Label, Moment, Name, TenantQuery
 from billing.api.focus_file import PREFIX, DatasetName, focus_file
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
@@ -19,8 +19,9 @@ from billing.exports.focus import Asked
 from billing.exports.reading import requests_between
 from billing.exports.recorded import Form, RecordedRequest
 from billing.exports.table import FileForm, write
-from billing.ledger.checkpoints import Checkpoint, list_checkpoints
+from billing.ledger.checkpoints import AUDIT_LOG, Checkpoint, list_checkpoints
 from billing.ledger.usage_export import export_usage, span_of
+from billing.page import PageRequest
 from billing.refusals import Invalid
 from billing.schema.clock import database_now_ms
 from billing.wire.evidence import public_pem
@@ -39,15 +40,19 @@ Whose = Annotated[Name, Query(description="A tenant's id or name.")]
 
 
 @router.get("/checkpoints", response_model=CheckpointListing)
-def checkpoints(control: Control, tenant: Whose, page: PageQuery) -> dict[str, Any]:
-    """Where the tenant's chain stood at the end of each day that has usage, signed; newest first. Gateways
-    ask on the tenant's behalf.
+def checkpoints(control: Control, page: PageQuery, tenant: TenantQuery = None) -> dict[str, Any]:
+    """Where the tenant's chain stood at the end of each day that has usage, signed; newest first. Without a
+    tenant: the audit log. Gateways ask on the tenant's behalf.
     """
     with control.reading() as connection:
-        found = control.tenant_named(connection, tenant)
-        shown = listing(list_checkpoints(connection, found.tenant_id, page), Checkpoint.to_json)
+        chain = control.tenant_asked(connection, tenant) or AUDIT_LOG
+        shown = listing(list_checkpoints(connection, chain, page), Checkpoint.to_json)
+        logged = list_checkpoints(connection, AUDIT_LOG, PageRequest(1)).rows
     path = control.evidence_key_file
-    return shown | {"public_key": None if path is None else public_pem(signing_key(path))}
+    return shown | {
+        "public_key": None if path is None else public_pem(signing_key(path)),
+        "audit_log": logged[0].to_json() if logged else None,
+    }
 
 
 @router.get(

@@ -51,7 +51,8 @@ class AuditReport:
 
     instances: tuple[InstanceAudit, ...]
     findings: tuple[Finding, ...]
-    # The last entry of the audit log, if that was checked.
+    # What was read back of what was recorded; the last entry of the audit log, if that is told.
+    facts: str = "all"
     head: Head | None = None
     # Rows of findings that are there, by kind and state; the age of the oldest open request; when the
     # counters of each instance that is there were read, None where it did not answer.
@@ -67,6 +68,7 @@ class AuditReport:
     def to_json(self) -> dict[str, Any]:
         """As `taas audit --json` prints it."""
         report = {
+            "checked": self.facts,
             "instances": [each.to_json() for each in self.instances],
             "residual_tokens": self.residual_tokens,
             "findings": [finding.to_json() for finding in self.findings],

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from enum import StrEnum
 from typing import Final
 
 import redis
@@ -32,14 +33,32 @@ from billing.audit.report import (
 )
 from billing.findings import Finding, FindingKind
 from billing.invoices.check import check_invoices
+from billing.ledger.chain_check import check_chains
 from billing.ledger.check import check_ledger, set_aside
-from billing.ledger.checkpoints import check_checkpoints
+from billing.ledger.checkpoints import AUDIT_LOG, check_checkpoints, newest
 from billing.usage.busy_cells import BusyCells
 from billing.wire import redis_clock
 from billing.wire.tokens import NO_TOKENS
 
+# Of the ledger and the audit log, what a periodic audit checks: it goes on where the one before it stopped.
+_LINKS_A_ROUND: Final = 20_000
 # Time between two readings that must agree before a residual is believed: many steps of any engine.
 _SETTLE_S: Final = 0.25
+
+
+class Facts(StrEnum):
+    """What an audit reads back of what was recorded.
+
+    `NEW`: what was chained since the last audit of this process, from the last signed checkpoints on.
+    `SINCE_CHECKPOINT`: what was chained since these. Both prove that these entries, their postings and prices
+    and the entries of the audit log are what was chained, and follow the signed links. What was there at the
+    checkpoint can have been changed since then without being found; so can sums, and invoices.
+    `ALL`: everything, from the beginning.
+    """
+
+    NEW = "new"
+    SINCE_CHECKPOINT = "since_checkpoint"
+    ALL = "all"
 
 
 class Auditor:
@@ -60,10 +79,12 @@ class Auditor:
         self._client = client
         self._poller = poller
         self._pause = threading.Event()
+        # Of each chain, the position and hash to which it was checked.
+        self._checked: dict[str, tuple[int, str]] | None = None
 
-    def audit(self, *, wait_ms: int = 5_000, check_facts: bool = True) -> AuditReport:
+    def audit(self, *, wait_ms: int = 5_000, facts: Facts = Facts.ALL) -> AuditReport:
         """Audit now. While something seems unexplained it reads again, for up to `wait_ms`: a residual is
-        real if two readings agree on it. `check_facts` reads the whole ledger and the audit log back.
+        real if two readings agree on it.
         """
         deadline = time.monotonic() + wait_ms / 1000
         reconciled: list[Reconciliation] = []
@@ -84,7 +105,7 @@ class Auditor:
                     break  # two readings agree and nothing explains the rest
                 reconciled += made
                 reading = self._read()
-        return self._report(reading, reconciled, absorbed, check_facts=check_facts)
+        return self._report(reading, reconciled, absorbed, facts)
 
     def _read(self) -> AuditReading:
         return read_all(self._engine, self._client, self._poller, self._busy)
@@ -115,8 +136,7 @@ class Auditor:
         reading: AuditReading,
         reconciled: list[Reconciliation],
         absorbed: list[Absorbed],
-        *,
-        check_facts: bool,
+        facts: Facts,
     ) -> AuditReport:
         findings = [
             *reconciled_findings(reconciled), *absorbed_findings(absorbed), *engine_findings(reading),
@@ -125,29 +145,48 @@ class Auditor:
         if not reading.complete:
             message = "more usage is on its way to SQL than can be read here: the figures are not final"
             findings.append(Finding(kind=FindingKind.NOT_DRAINED, message=message))
-        head = None
         with snapshot(self._engine) as connection:
             findings += difference_findings(connection)
             findings += set_aside(connection)
             findings += check_clocks(difference_ms(connection, self._client))
-            if check_facts:
+            if facts is Facts.ALL:
                 findings += check_ledger(connection) + check_checkpoints(connection, self._checking_key())
                 findings += check_invoices(connection)
                 findings += audit_log.check(connection)
                 findings += provider_counts.check(connection)
-                head = audit_log.head(connection)
+            else:
+                findings += self._check_newest(connection, facts)
+            head = None if facts is Facts.NEW else audit_log.head(connection)
         with self._engine.begin() as connection:
             finding_rows.hold_off(connection)
             balance_rows.keep(connection, reading.poll.registry.now_ms, reading.balances, reading.states)
             findings = [_dated(connection, each) for each in findings]
-            finding_rows.keep(connection, findings, facts=check_facts)
+            finding_rows.keep(connection, findings, facts=facts is Facts.ALL)
             rows = finding_rows.count_by_state(connection)
         oldest_ms = min((each.started_ms for each in reading.open.by_id.values()), default=None)
         age_ms = 0 if oldest_ms is None else max(0, redis_clock.now_ms(self._client) - oldest_ms)
         return AuditReport(
-            instances=by_instance(reading.balances), findings=tuple(findings), head=head, rows=rows,
-            oldest_open_ms=age_ms, read_ms=_read_ms(reading),
+            instances=by_instance(reading.balances), findings=tuple(findings), facts=facts.value, head=head,
+            rows=rows, oldest_open_ms=age_ms, read_ms=_read_ms(reading),
         )  # fmt: skip
+
+    def _check_newest(self, connection: Connection, facts: Facts) -> list[Finding]:
+        since = self._checked if facts is Facts.NEW else None
+        findings: list[Finding] = []
+        if since is None:
+            # A key that cannot be read must not keep engines from being compared.
+            key = None if facts is Facts.NEW else self._checking_key()
+            findings = check_checkpoints(connection, key, only_newest=True)
+            signed = newest(connection)
+            since = {chain: (each.position, each.hash) for chain, each in signed.items()}
+        most = _LINKS_A_ROUND if facts is Facts.NEW else None
+        report = check_chains(connection, since, most=most)
+        before = audit_log.Head(*since[AUDIT_LOG]) if AUDIT_LOG in since else None
+        findings += [*report.findings(), *audit_log.check(connection, before)]
+        if facts is Facts.NEW:
+            head = audit_log.head(connection)
+            self._checked = {**report.upto, AUDIT_LOG: (head.entry, head.hash)}
+        return findings
 
 
 def _dated(connection: Connection, finding: Finding) -> Finding:

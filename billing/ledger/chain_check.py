@@ -29,9 +29,12 @@ order by t.transaction_id limit :most
 
 @dataclass(slots=True)
 class ChainReport:
-    """What was checked, and what differs: a message and the names that it is about."""
+    """What was checked, and what differs: a message and the names that it is about. `upto`: to which position
+    and hash each chain was checked.
+    """
 
     links: int = 0
+    upto: dict[str, tuple[int, str]] = field(default_factory=dict)
     differences: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def differs(self, message: str, name: str) -> None:
@@ -49,19 +52,29 @@ class ChainReport:
         ]
 
 
-def check_chains(connection: Connection, chain: str | None = None) -> ChainReport:
-    """Of all chains or of one. It reads every entry of the ledger, some thousand at a time."""
+def check_chains(
+    connection: Connection, since: Mapping[str, tuple[int, str]] | None = None, *, most: int | None = None
+) -> ChainReport:
+    """It reads every entry of the ledger, some thousand at a time. `since`: only links after these positions,
+    which had these hashes; a chain that is not named is read from its beginning. It stops after `most` links,
+    more or less.
+    """
     report = ChainReport()
-    heads = select(usage_chain_head).order_by(usage_chain_head.c.chain)
-    if chain is not None:
-        heads = heads.where(usage_chain_head.c.chain == chain)
-    for head in connection.execute(heads).all():
-        last = _check_links(connection, head.chain, report)
-        if (last.position, last.hash) != (head.position, head.hash.hex()):
+    for head in connection.execute(select(usage_chain_head).order_by(usage_chain_head.c.chain)).all():
+        position, hash_ = (since or {}).get(head.chain, (0, NO_HASH))
+        last = _Last(position, hash_, hash_)
+        left = None if most is None else most - report.links
+        ended = left is None or left > 0
+        if (position, hash_) != (head.position, head.hash.hex()) and ended:
+            ended = _check_links(connection, head.chain, last, report, left)
+        report.upto[head.chain] = last.position, last.hash
+        if ended and (last.position, last.hash) != (head.position, head.hash.hex()):
             report.differs(
                 "chains that do not end where they ended: links were removed at the end, or added",
                 f"{_name(head.chain)} {head.position}",
             )
+    if since is not None:
+        return report
     rows = connection.execute(text(_UNCHAINED), {"most": _IDS_MAX}).all()
     for row in rows:
         report.differs("entries that are in no chain", row.id)
@@ -77,10 +90,13 @@ class _Last:
     expected: str = NO_HASH
 
 
-def _check_links(connection: Connection, chain: str, report: ChainReport) -> _Last:
-    last = _Last()
+def _check_links(
+    connection: Connection, chain: str, last: _Last, report: ChainReport, most: int | None
+) -> bool:
+    """The links after the last one. Returns False if it stopped before the chain's end."""
     digests, prices = PriceDigests(), dict[int, Price]()
-    for rows in _read(connection, chain):
+    until = None if most is None else report.links + most
+    for rows in _read(connection, chain, last.position):
         wanted = {row["price_id"] for row in rows} - prices.keys() - {None}
         prices |= prices_by_id(connection, sorted(wanted))
         for row in rows:
@@ -90,11 +106,13 @@ def _check_links(connection: Connection, chain: str, report: ChainReport) -> _La
                 report.differs("links that are missing from their chain", place)
                 last.hash = last.expected = ""
             _check_link(row, last, digests.of(prices.get(row["price_id"])), report)
-    return last
+        if until is not None and report.links >= until:
+            return False
+    return True
 
 
-def _read(connection: Connection, chain: str) -> Iterator[Sequence[Mapping[Any, Any]]]:
-    """The links of a chain with what they are of, some at a time, by position."""
+def _read(connection: Connection, chain: str, after: int) -> Iterator[Sequence[Mapping[Any, Any]]]:
+    """The links of a chain after this position with what they are of, some at a time."""
     of = usage_chain.c
     links = select(
         of.chain, of.position, of.chained_ms, of.hash, of.parts, of.request_id.label("chained_request"),
@@ -102,7 +120,6 @@ def _read(connection: Connection, chain: str) -> Iterator[Sequence[Mapping[Any, 
     ).select_from(
         usage_chain.outerjoin(ENTRIES, ledger_transaction.c.transaction_id == of.transaction_id)
     )  # fmt: skip
-    after = 0
     while True:
         query = (
             links.where(of.chain == chain, of.position > after).order_by(of.position).limit(_LINKS_AT_ONCE)

@@ -104,7 +104,9 @@ _NO_AMOUNT: Final = (
 
 
 def check_ledger(connection: Connection) -> list[Finding]:
-    """Reads every fact, in one snapshot: for an audit that somebody asked for, not for the periodic one."""
+    """Reads every fact, in one snapshot: for an audit that somebody asked for. `check_chains` alone reads
+    what was added since a checkpoint.
+    """
     found = [
         finding for kind, message, query in _CHECKS for finding in _found(connection, kind, message, query)
     ]

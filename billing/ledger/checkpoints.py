@@ -1,5 +1,6 @@
 """Usage checkpoints: the last link of each chain on each day (UTC), signed, so that nobody can rewrite what
-was recorded until then. It owns the document that is signed, and when a day is over.
+was recorded until then. The audit log is one of the chains: its entries are the links. It owns the document
+that is signed, and when a day is over.
 
 A day without a link has none: the checkpoint before it holds on.
 """
@@ -12,12 +13,13 @@ from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from sqlalchemy import Connection, and_, exists, or_, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, and_, exists, func, or_, select, tuple_, update
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from billing.findings import Finding, FindingKind
 from billing.ledger.chain_entry import canonical
 from billing.page import Order, Page, PageRequest, read_page
+from billing.schema.accounts import audit_log
 from billing.schema.chain import usage_chain, usage_chain_head, usage_checkpoint
 from billing.schema.clock import database_now_ms
 from billing.wire.evidence import key_id
@@ -28,6 +30,8 @@ _SIGNED: Final = b"taas usage checkpoint 1\n"
 # In one transaction; signing takes about 50 µs each.
 _SIGNED_AT_ONCE: Final = 1000
 _IDS_MAX: Final = 20
+# The chain of the audit log; no tenant has this id.
+AUDIT_LOG: Final = "audit_log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +70,7 @@ def day_of(moment_ms: int) -> str:
 
 def end_days(connection: Connection) -> None:
     """Note where chains stood whose last link is of a day that is over. Whoever adds a link of a later day
-    has noted it already.
+    has noted it already, but for the audit log.
     """
     head = usage_chain_head.c
     today_ms = database_now_ms(connection) // DAY_MS * DAY_MS
@@ -80,10 +84,21 @@ def end_days(connection: Connection) -> None:
         .order_by(head.chain)
         .with_for_update()
     )
-    note_days(
-        connection,
-        [(row.chain, row.chained_ms, row.position, row.hash.hex()) for row in connection.execute(ended)],
+    over = [(row.chain, row.chained_ms, row.position, row.hash.hex()) for row in connection.execute(ended)]
+    note_days(connection, over + _audit_log_before(connection, today_ms))
+
+
+def _audit_log_before(connection: Connection, today_ms: int) -> list[tuple[str, int, int, str]]:
+    """Its last entry of a day that is over, if that is not noted yet."""
+    of = audit_log.c
+    last = select(of.entry, of.at_ms, of.hash).where(of.at_ms < today_ms)
+    last = last.order_by(of.at_ms.desc(), of.entry.desc()).limit(1)
+    found = last.subquery()
+    noted = exists().where(
+        usage_checkpoint.c.chain == AUDIT_LOG, usage_checkpoint.c.position == found.c.entry
     )
+    query = select(found).where(~noted)
+    return [(AUDIT_LOG, row.at_ms, row.entry, row.hash) for row in connection.execute(query)]
 
 
 def note_days(connection: Connection, ended: list[tuple[str, int, int, str]]) -> None:
@@ -154,29 +169,57 @@ def between(connection: Connection, chain: str, first: int, last: int) -> Iterat
         yield _read(row)
 
 
-def check_checkpoints(connection: Connection, public: Ed25519PublicKey | None) -> list[Finding]:
+def newest(connection: Connection) -> dict[str, Checkpoint]:
+    """The newest signed one of each chain."""
+    of = usage_checkpoint.c
+    query = select(usage_checkpoint).where(of.signature.is_not(None)).ext(distinct_on(of.chain))
+    rows = connection.execute(query.order_by(of.chain, of.day.desc())).mappings()
+    return {row["chain"]: _read(row) for row in rows}
+
+
+def check_checkpoints(
+    connection: Connection, public: Ed25519PublicKey | None, *, only_newest: bool = False
+) -> list[Finding]:
     """Whether chains still have the links that were signed, and whether the signatures are of this key. Those
-    of another key are not checked.
+    of another key are not checked. `only_newest`: of each chain the newest signed one.
     """
     of = usage_checkpoint.c
+    only = []
+    if only_newest:
+        latest = [(chain, each.day) for chain, each in newest(connection).items()]
+        only = [tuple_(of.chain, of.day).in_(latest)]
     there = and_(usage_chain.c.chain == of.chain, usage_chain.c.position == of.position)
     joined = select(usage_checkpoint).select_from(usage_checkpoint.outerjoin(usage_chain, there))
-    differs = joined.where(or_(usage_chain.c.hash.is_(None), usage_chain.c.hash != of.hash))
+    differs = joined.where(
+        *only, of.chain != AUDIT_LOG, or_(usage_chain.c.hash.is_(None), usage_chain.c.hash != of.hash)
+    )
     moved = [_name(row) for row in connection.execute(differs).mappings()]
     message = "usage checkpoints of which the chain does not have the link any more"
-    found = _finding(message, moved)
+    found = _finding(FindingKind.CHAIN_BROKEN, message, moved)
+    entries = select(usage_checkpoint).select_from(
+        usage_checkpoint.outerjoin(audit_log, audit_log.c.entry == of.position)
+    )
+    hash_ = func.encode(of.hash, "hex")
+    rewritten = entries.where(
+        *only, of.chain == AUDIT_LOG, or_(audit_log.c.hash.is_(None), audit_log.c.hash != hash_)
+    )
+    message = "ends of days of which the audit log does not have the signed entry any more"
+    gone = [str(row["day"]) for row in connection.execute(rewritten).mappings()]
+    found += _finding(FindingKind.AUDIT_LOG_DIFFERS, message, gone)
     if public is not None:
-        rows = connection.execute(select(usage_checkpoint).where(of.key_id == key_id(public))).mappings()
+        query = select(usage_checkpoint).where(*only, of.key_id == key_id(public))
+        rows = connection.execute(query).mappings()
         wrong = [_name(row) for row in rows if not _is_signed(_read(row), public)]
-        found += _finding("usage checkpoints that are not as they were signed", wrong)
+        found += _finding(
+            FindingKind.CHAIN_BROKEN, "usage checkpoints that are not as they were signed", wrong
+        )
     return found
 
 
-def _finding(message: str, names: list[str]) -> list[Finding]:
+def _finding(kind: FindingKind, message: str, names: list[str]) -> list[Finding]:
     if not names:
         return []
-    ids = tuple(names[:_IDS_MAX])
-    return [Finding(kind=FindingKind.CHAIN_BROKEN, message=message, count=len(names), ids=ids)]
+    return [Finding(kind=kind, message=message, count=len(names), ids=tuple(names[:_IDS_MAX]))]
 
 
 def _name(row: Mapping[Any, Any]) -> str:

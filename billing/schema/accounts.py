@@ -65,6 +65,11 @@ audit_log = Table(
     Column("previous", Text, nullable=False),
     Column("hash", Text, nullable=False),
     Index(None, "tenant_id", "entry"),
+    Index(None, "at_ms", "entry"),
+    Index(None, "actor", "entry"),
+    Index(None, "action", "entry"),
+    Index(None, "kind", "entry"),
+    Index(None, "subject", "entry"),
 )
 
 # The last entry; who appends locks it.

@@ -8,14 +8,14 @@ from deploy.cli.output import Columns, json_option, limit_option, show
 
 @click.group()
 def checkpoint() -> None:
-    """Where a tenant's chain of usage stood at the end of each day, signed."""
+    """Where a tenant's chain of usage, or the audit log, stood at the end of each day, signed."""
 
 
 @checkpoint.command("list")
-@click.option("--tenant", required=True, help="Name or id of the tenant.")
+@click.option("--tenant", help="Name or id of the tenant. Default: the audit log.")
 @limit_option
 @json_option
-def list_all(tenant: str, limit: int | None, as_json: bool) -> None:
+def list_all(tenant: str | None, limit: int | None, as_json: bool) -> None:
     """List the days (UTC), newest first. `taas evidence key` prints the key that checks the signatures.
 
     \b

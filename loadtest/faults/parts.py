@@ -247,7 +247,10 @@ class Installation:
     def audit(self) -> dict[str, Any]:
         """What the product says of itself."""
         answer = httpx.get(
-            f"{self.admin_urls[0]}/admin/v1/audit", timeout=60, trust_env=False, headers=self._admin()
+            f"{self.admin_urls[0]}/admin/v1/audit?full=true",
+            timeout=60,
+            trust_env=False,
+            headers=self._admin(),
         )
         report: dict[str, Any] = answer.raise_for_status().json()
         return report

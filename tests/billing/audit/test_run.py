@@ -10,10 +10,11 @@ import redis
 from sqlalchemy import Engine, func, insert, select, text
 from sqlalchemy.event import listen
 
+from billing.audit import finding_rows
 from billing.audit.balance_rows import list_page
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.report import AuditReport
-from billing.audit.run import Auditor
+from billing.audit.run import Auditor, Facts
 from billing.catalogue.price_book import set_price
 from billing.findings import Finding, FindingKind
 from billing.ledger.check import set_aside
@@ -80,6 +81,7 @@ def test_billed_absorbed_and_open_add_up_to_what_the_engine_counted(
     reserve(raw_redis, "c", lease_ms=60_000, tokens=(30, 0, 3))
     report = auditor.audit(wait_ms=0)
     assert replace(report, head=None).to_json() == {
+        "checked": "all",
         "instances": [
             {
                 "instance": "i1",
@@ -426,3 +428,29 @@ def test_a_ledger_that_was_tampered_with_is_found(database: Engine, auditor: Aud
     assert len(kinds[FindingKind.LEDGER_UNBALANCED]) == 1
     assert kinds[FindingKind.LEDGER_INCOMPLETE] == ["b"]
     assert kinds[FindingKind.TOTALS_DIFFER] == ["i1 e1", f"ten_a {event('a').ended_ms // HOUR_MS}"]
+
+
+def test_a_periodic_audit_checks_what_is_new_and_others_what_is_not_signed_or_everything(
+    database: Engine, auditor: Auditor
+) -> None:
+    def alter(request_id: str) -> None:
+        with database.begin() as connection:
+            connection.execute(text("set local session_replication_role = replica"))
+            same = usage_event.c.request_id == request_id
+            connection.execute(usage_event.update().where(same).values(http_status=500))
+
+    def named(facts: Facts) -> list[str]:
+        broken = found(auditor.audit(wait_ms=0, facts=facts), FindingKind.CHAIN_BROKEN)
+        return [name for finding in broken for name in finding.ids]
+
+    record(database, event("a"))
+    assert named(Facts.NEW) == []
+    alter("a")
+    assert (named(Facts.NEW), named(Facts.SINCE_CHECKPOINT), named(Facts.ALL)) == ([], ["a"], ["a"])
+    record(database, event("b"))
+    alter("b")
+    assert (named(Facts.NEW), named(Facts.NEW)) == (["b"], [])
+    # What only a reading of everything could see gone stays a finding.
+    with database.connect() as connection:
+        rows = finding_rows.list_page(connection, PageRequest(9), state=None, kind=None, gone=False).rows
+    assert [row.kind for row in rows if row.kind != "counter_lost"] == ["chain_broken"]

@@ -3,19 +3,24 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, select, text, update
 from sqlalchemy.exc import DatabaseError
 
+from billing.accounts import audit_log
+from billing.findings import FindingKind
 from billing.ledger.chain import ENTRIES, ENTRY_COLUMNS, HOUSE, add_links, lock_heads, stored_entry
 from billing.ledger.chain_check import check_chains
 from billing.ledger.checkpoints import (
+    AUDIT_LOG,
     DAY_MS,
     check_checkpoints,
     end_days,
     list_checkpoints,
+    newest,
     sign_days,
 )
 from billing.page import PageRequest
+from billing.schema import accounts
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import ledger_transaction
 from billing.wire.evidence import make_key, read_private_key
@@ -99,3 +104,69 @@ def test_a_changed_checkpoint_is_named(database: Engine, days: list[str], change
     assert message in finding.message
     assert finding.ids in {(f"(no tenant) {days[1]}",), ("(no tenant) 2020-01-01",)}
     assert ("signed" in message) == (other == [])
+
+
+def log_at(connection: Connection, moment_ms: int) -> None:
+    """An entry of the audit log, as of that moment."""
+    connection.execute(text("select audit_append('tenant', 'ten_x', null, null, '{}')"))
+    head = audit_log.head(connection)
+    of = accounts.audit_log.c
+    connection.execute(text("set local session_replication_role = replica"))
+    connection.execute(update(accounts.audit_log).where(of.entry == head.entry).values(at_ms=moment_ms))
+    row = connection.execute(select(*audit_log.TEXTS).where(of.entry == head.entry)).one()
+    made = audit_log.hash_of(row)
+    connection.execute(update(accounts.audit_log).where(of.entry == head.entry).values(hash=made))
+    connection.execute(update(accounts.audit_head).values(hash=made))
+    connection.execute(text("set local session_replication_role = origin"))
+
+
+def test_the_audit_log_cannot_be_rewritten_before_the_last_day_that_was_signed(database: Engine) -> None:
+    with database.begin() as connection:
+        today_ms = database_now_ms(connection) // DAY_MS * DAY_MS
+        for moment_ms in (today_ms - DAY_MS - 1, today_ms - 5, today_ms):
+            log_at(connection, moment_ms)
+            end_days(connection)
+        end_days(connection)
+        assert sign_days(connection, KEY) == 2
+        rows = list_checkpoints(connection, AUDIT_LOG, DAYS).rows
+        assert [each.position for each in rows] == [2, 1]
+        assert newest(connection)[AUDIT_LOG] == rows[0]
+        assert (audit_log.check(connection), check_checkpoints(connection, KEY.public_key())) == ([], [])
+        signed = audit_log.Head(rows[0].position, rows[0].hash)
+        assert audit_log.check(connection, signed) == []
+        # All of it anew, with right hashes: whoever owns the database can do that.
+        connection.execute(text("set local session_replication_role = replica"))
+        connection.execute(text("delete from audit_log"))
+        connection.execute(text("update audit_head set entry = 0, hash = repeat('0', 64)"))
+        connection.execute(text("set local session_replication_role = origin"))
+        for moment_ms in (today_ms - DAY_MS - 1, today_ms - 6, today_ms):
+            log_at(connection, moment_ms)
+        assert audit_log.check(connection) == []
+        for only_newest in (True, False):
+            (finding,) = check_checkpoints(connection, KEY.public_key(), only_newest=only_newest)
+            assert (finding.kind, finding.ids[0]) == (FindingKind.AUDIT_LOG_DIFFERS, rows[0].day)
+        assert len(audit_log.check(connection, signed)) == 1
+
+
+def test_what_was_added_since_the_checkpoint_is_checked_without_reading_the_rest(
+    database: Engine, days: list[str]
+) -> None:
+    with database.begin() as connection:
+        signed = {chain: (each.position, each.hash) for chain, each in newest(connection).items()}
+        chain_at(connection, "later", database_now_ms(connection))
+        report = check_chains(connection, signed)
+        # A tenant without a checkpoint is read from its beginning.
+        assert (report.links, report.findings()) == (2, [])
+        assert check_chains(connection, report.upto).links == 0
+        assert check_chains(connection, most=3).links >= 3
+        connection.execute(text("set local session_replication_role = replica"))
+        change = "update ledger_transaction set recorded_ms = 5 where subject = :subject"
+        connection.execute(text(change), {"subject": "g0"})
+        assert check_chains(connection, signed).findings() == []
+        assert [finding.count for finding in check_chains(connection).findings()] == [1]
+        connection.execute(text(change), {"subject": "later"})
+        (finding,) = check_chains(connection, signed).findings()
+        assert "later" in finding.ids[0]
+        connection.execute(text("delete from usage_chain where chain = '' and position > 3"))
+        (finding,) = check_chains(connection, signed).findings()
+        assert "do not end where they ended" in finding.message

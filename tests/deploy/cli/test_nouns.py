@@ -292,7 +292,10 @@ def test_usage_and_audit_of_nothing(taas: Taas, told: Told, acme):
     assert "nothing was used" in taas("usage", "--from", "2026-01-01", "--until", "2026-02-01").stdout
     audited = told("audit")
     assert audited.pop("audit_log")["entry"] == told("audit-log", "list", "--limit", "1")["data"][0]["entry"]
-    assert audited == {"instances": [], "residual_tokens": 0, "findings": []}
+    nothing = {"instances": [], "residual_tokens": 0, "findings": []}
+    assert audited == {"checked": "since_checkpoint", **nothing}
+    assert told("audit", "--full")["checked"] == "all"
+    assert told("checkpoint", "list")["data"] == []
     assert "residual: 0 tokens" in taas("audit").stdout
 
 

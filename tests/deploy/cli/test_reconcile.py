@@ -116,7 +116,7 @@ def test_what_agrees_ends_with_0_and_what_differs_is_named(
         "openai counted other tokens of o9 on 2023-11-15: input 1 there, 0 here; output 2 there, 0 here",
         "openai counted other tokens of gpt-4.1 on 2023-11-16: input 0 there, 7 here; output 0 there, 3 here",
     }
-    audited = json.loads(taas("audit", "--json", exit_code=1).stdout)["findings"]
+    audited = json.loads(taas("audit", "--full", "--json", exit_code=1).stdout)["findings"]
     assert len([each for each in audited if each["kind"] == "provider_differs"]) == 3
     taas("reconcile", "provider", good, "--provider", "openai", "--dry-run")
     assert len(told("finding", "list", "--kind", "provider_differs")["data"]) == 3
