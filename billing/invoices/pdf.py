@@ -186,6 +186,11 @@ def _notes(shown: Mapping[str, Any]) -> str:
     notes = []
     if "rounding" in shown:
         notes.append(f"Rounding: {escape(shown['rounding'])}.")
+    if part := shown["terms"].get("prorated"):
+        notes.append(
+            f"The period has {part['days']} days instead of {part['of_days']}: of the commitment, and of the "
+            "amounts at which discounts begin, it has that part."
+        )
     left = [f"{why} {count}" for why, count in shown.get("not_billed", {}).items() if count]
     if left:
         notes.append(f"Requests that are on no invoice yet: {escape(', '.join(left))}.")

@@ -1,9 +1,14 @@
 """Budgets by the admin API: whose they are, what is refused, and what an operator is shown."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+
+from billing.catalogue.price_book import set_price
+from tests.billing.contracts.selling import POOL, furnish
 
 FOREVER = "2999-01-01T00:00:00Z"
 
@@ -97,3 +102,37 @@ def test_a_time_zone_moves_the_day(acme: TestClient) -> None:
     (after,) = acme.get("/admin/v1/budgets").json()["data"]
     assert after["budget"] == before["budget"]
     assert (after["from_ms"] - before["from_ms"]) % 86_400_000 == 18.5 * 3_600_000
+
+
+def test_what_a_prepaid_tenant_may_use_follows_its_contracts_and_their_prices(
+    admin: TestClient, made: Callable[..., dict[str, Any]], database: Engine
+) -> None:
+    with database.begin() as connection:
+        furnish(connection)
+        set_price(connection, POOL, input="1", cached_input="1", output="1", valid_from_ms=0)
+    made("credits", tenant="acme", usd="100000")
+    admin.put("/admin/v1/credits/prepaid", json={"tenant": "acme", "prepaid": True})
+    left: list[float] = []
+
+    def note() -> None:
+        (budget,) = admin.get("/admin/v1/budgets", params={"tenant": "acme"}).json()["data"]
+        left.append(float(budget["usd"]))
+
+    note()
+    signed = {"tenant": "acme", "pool": POOL, "units": 100, "until": "+1y", "notice_days": 0}
+    contract = made("contracts", **signed)["contract"]
+    note()
+    made("capacity-prices", contract=contract, unit_hour="0.01")
+    note()
+    answer = admin.post(f"/admin/v1/contracts/{contract}/amend", json={"units": 50})
+    assert answer.status_code == 200, answer.text
+    note()
+    made("terms", tenant="acme", tax_percent="10")
+    note()
+    assert admin.post(f"/admin/v1/contracts/{contract}/notice", json={"by": "tenant"}).status_code == 200
+    note()
+    assert left[0] == left[1] == 100_000
+    # Capacity is kept back, less of it again, then tax; what ends now costs nothing more.
+    assert left[2] < left[3] < left[0]
+    assert left[4] < left[3]
+    assert left[5] > left[4]

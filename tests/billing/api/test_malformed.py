@@ -325,3 +325,11 @@ def test_no_path_or_query_makes_the_server_fail(admin: TestClient, template: str
     answer = admin.get("/admin/v1/" + template.format(quoted))
     if not answer.is_success:
         refused(answer, 400, 404)
+
+
+@pytest.mark.parametrize("number", ["INV-1", "inv-000001", "1", "INV-000001x"])
+def test_another_form_of_a_documents_number_is_named_with_an_example(admin: TestClient, number: str):
+    for path in ("", "/document", "/pdf", "/check"):
+        answer = admin.get(f"/admin/v1/invoices/{number}{path}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "number")
+        assert "such as INV-000001" in answer.json()["error"]["message"]
