@@ -4,7 +4,6 @@ loadtest.bench.routed_engines PORT…`.
 They are as slow as large models are, so that what the machine itself does hardly counts.
 """
 
-import asyncio
 import sys
 
 import uvloop
@@ -30,11 +29,6 @@ def options(port: int) -> EngineOptions:
     )  # fmt: skip
 
 
-async def serve_all(ports: list[int]) -> None:
-    """Until SIGTERM."""
-    chosen = [options(port) for port in ports]
-    await asyncio.gather(*(serve(Engine(each), each) for each in chosen))
-
-
 if __name__ == "__main__":
-    uvloop.run(serve_all([int(port) for port in sys.argv[1:]]))
+    chosen = [options(int(port)) for port in sys.argv[1:]]
+    uvloop.run(serve(*((Engine(each), each) for each in chosen)))

@@ -62,7 +62,7 @@ def parse_options(arguments: list[str] | None = None) -> EngineOptions:
 def main() -> None:
     """Run in this process."""
     options = parse_options()
-    uvloop.run(serve(Engine(options), options))
+    uvloop.run(serve((Engine(options), options)))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,19 @@ from loadtest.engine.engine import Engine
 from loadtest.engine.options import EngineOptions
 
 
-async def serve(engine: Engine, options: EngineOptions) -> None:
-    """Run until SIGTERM or SIGINT."""
-    loop = asyncio.get_running_loop()
-    connections: set[EngineConnection] = set()
+async def serve(*engines: tuple[Engine, EngineOptions]) -> None:
+    """Run them in this process until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with asyncio.TaskGroup() as group:
+        for engine, options in engines:
+            group.create_task(_serve(engine, options, stop))
+
+
+async def _serve(engine: Engine, options: EngineOptions, stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    connections: set[EngineConnection] = set()
     listener = await loop.create_server(
         lambda: EngineConnection(engine.handle, connections),
         options.host,

@@ -31,7 +31,7 @@ def parse_options(arguments: list[str] | None = None) -> ProviderOptions:
 def main() -> None:
     """Run in this process."""
     options = parse_options()
-    uvloop.run(serve(Provider(options), options))
+    uvloop.run(serve((Provider(options), options)))
 
 
 if __name__ == "__main__":

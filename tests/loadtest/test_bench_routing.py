@@ -3,9 +3,14 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from loadtest.bench.routing import PROMPT_TOKENS, schedule
+from loadtest.children import answers, free_port
 from loadtest.engine.tokens import split
+from loadtest.forked import ForkedProgram
+from loadtest.settings import child_environment
+from tests.fixtures.gateway import wait_until
 
 
 def test_prompts_have_their_length_and_share_what_they_should() -> None:
@@ -17,6 +22,20 @@ def test_prompts_have_their_length_and_share_what_they_should() -> None:
     assert len({request.own for request in requests}) == len(requests)
     assert len({request.shared for request in requests}) < len(requests)
     assert {request.shared for request in schedule(0, 20.0, 1.0, 1)} == {""}
+
+
+def test_engines_that_share_a_process_all_end_when_they_are_told_to(tmp_path: Path) -> None:
+    ports = [free_port(), free_port()]
+    engines = ForkedProgram(
+        "loadtest.bench.routed_engines", [str(port) for port in ports], child_environment({}), folder=tmp_path
+    )
+    try:
+        for port in ports:
+            wait_until(answers(f"http://127.0.0.1:{port}/health"), "engines")
+        engines.terminate()
+        assert engines.wait(20) == 0
+    finally:
+        engines.kill()
 
 
 def test_it_says_what_callers_waited_for_and_what_was_cached() -> None:
