@@ -32,6 +32,8 @@ class BatchStack:
 
     installation: Installation
     tenant_of: dict[str, str] = field(default_factory=dict)
+    # Of the test that runs. One that is not closed is told when it is collected, in whatever test that is.
+    clients: ClassVar[list[OpenAI | Anthropic]] = []
 
     def tenant(self, limits: dict[str, int] | None = None) -> str:
         """The key of a new tenant with these limits."""
@@ -103,10 +105,14 @@ class BatchStack:
         return [plain_http.get(f"http://{address}/metrics", timeout=10).text for address in addresses]
 
     def openai(self, key: str) -> OpenAI:
-        return OpenAI(base_url=f"{self.installation.gateway_urls[0]}/v1", api_key=key, max_retries=2)
+        client = OpenAI(base_url=f"{self.installation.gateway_urls[0]}/v1", api_key=key, max_retries=2)
+        self.clients.append(client)
+        return client
 
     def anthropic(self, key: str) -> Anthropic:
-        return Anthropic(base_url=self.installation.gateway_urls[0], api_key=key, max_retries=2)
+        client = Anthropic(base_url=self.installation.gateway_urls[0], api_key=key, max_retries=2)
+        self.clients.append(client)
+        return client
 
     def upload(self, client: OpenAI, lines: Iterable[Any]) -> str:
         """A file with these lines: texts as they are, everything else as JSON."""
@@ -143,6 +149,14 @@ def kept_umask() -> Iterator[None]:
     os.umask(umask)
     yield
     os.umask(umask)
+
+
+@pytest.fixture(autouse=True)
+def closed_clients() -> Iterator[None]:
+    """Those that a test made are closed at its end."""
+    yield
+    while BatchStack.clients:
+        BatchStack.clients.pop().close()
 
 
 @pytest.fixture(scope="session")
