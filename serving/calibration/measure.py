@@ -19,8 +19,8 @@ from serving.calibration.mixes import Mixes, Prompts, mixes_for
 from serving.calibration.probe import EngineAddress, Probe, ProbeFailed, Spent
 from serving.engine_metrics import EngineReading
 
-# More than one engine runs at once, and about what one client can read.
-_SEQUENCES_MAX: Final = 256
+# The most that vLLM runs at once by itself, on the largest GPUs.
+_SEQUENCES_MAX: Final = 1_024
 # Twice the sequences must bring at least this much more, or the engine is full.
 _GROWTH_LEAST: Final = 1.05
 # All mixes in turn, and again: what else the machine does meanwhile then falls on all of them alike.
