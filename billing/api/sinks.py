@@ -39,7 +39,7 @@ class SinkCreate(Body):
 
 class SinkAnswer(Answer):
     """`undelivered`: entries that wait, since `oldest_ms`. `failure`: why the last attempt failed; the next
-    one is at `next_ms`.
+    one is at `next_ms`. `skipped`: requests to be settled with it by hand.
     """
 
     sink: str
@@ -54,6 +54,7 @@ class SinkAnswer(Answer):
     oldest_ms: Ms | None
     failure: str | None
     next_ms: Ms | None
+    skipped: int
 
 
 class SinkMade(SinkAnswer):
@@ -63,13 +64,16 @@ class SinkMade(SinkAnswer):
 
 
 class SkippedAnswer(Answer):
-    """A request that was too old for the receiver when it could have been sent."""
+    """A request that was too old for the receiver when it could have been sent (`too_old`), or that it may
+    have and would count again (`unsure`).
+    """
 
     tenant: str
     position: int
     request_id: str
     ended_ms: Ms
     skipped_ms: Ms
+    why: sinks.Why
 
 
 @router.post("", response_model=SinkMade, status_code=201)
@@ -118,7 +122,9 @@ def remove(sink: IdPath, control: Control, response: Response) -> dict[str, Any]
 
 @router.get("/{sink}/skipped", response_model=Listing[SkippedAnswer])
 def list_skipped(sink: IdPath, control: Control, page: PageQuery) -> dict[str, Any]:
-    """What was not sent because the receiver takes none so old: to be settled with it by hand."""
+    """What was not sent, because the receiver takes none so old or may have it already: to be settled with it
+    by hand.
+    """
     with control.reading() as connection:
         return listing(sinks.skipped(connection, sink, page), _shown_skipped)
 
@@ -143,6 +149,7 @@ def _shown(sink: Sink, lags: Mapping[str, Lag]) -> dict[str, Any]:
         "oldest_ms": lag.oldest_ms,
         "failure": lag.failure,
         "next_ms": lag.next_ms,
+        "skipped": lag.skipped,
     }
 
 
@@ -153,4 +160,5 @@ def _shown_skipped(row: Skipped) -> dict[str, Any]:
         "request_id": row.request_id,
         "ended_ms": row.ended_ms,
         "skipped_ms": row.skipped_ms,
+        "why": row.why,
     }

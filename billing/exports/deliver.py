@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,9 +17,9 @@ from sqlalchemy import Engine
 
 from billing.exports import sinks
 from billing.exports.reading import requests_between
-from billing.exports.recorded import Form
+from billing.exports.recorded import Form, RecordedRequest
 from billing.exports.shapes import bodies
-from billing.exports.sinks import Place, Sink
+from billing.exports.sinks import Place, Sink, Why
 from billing.metrics import BillingMetrics
 from billing.schema.clock import database_now_ms
 from billing.wire.webhooks import retry_after_ms, signed_headers
@@ -34,6 +35,8 @@ _LINKS: Final = {Form.CLOUDEVENTS: 100, Form.OPENMETER: 100, Form.STRIPE: 25, Fo
 _DAY_MS: Final = 86_400_000
 # Stripe refuses what is older than 35 days; a call may take a while.
 _WINDOW_MS: Final = {Form.STRIPE: 35 * _DAY_MS - 300_000}
+# It knows an identifier again for 24 hours: what it may have taken before, it would count a second time.
+_KNOWS_MS: Final = {Form.STRIPE: _DAY_MS - 300_000}
 _BATCH: Final = "application/cloudevents-batch+json"
 _CONTENT: Final = {Form.CLOUDEVENTS: _BATCH, Form.OPENMETER: _BATCH}
 _STRIPE_VERSION: Final = "2024-09-30.acacia"
@@ -91,10 +94,14 @@ class Deliverer:
         for place in places:
             at = place
             while at.position < at.head:
+                knows_ms = _KNOWS_MS.get(sink.form)
+                if knows_ms is not None and at.unsure is not None and now_ms >= at.unsure[0] + knows_ms:
+                    at = self._give_up(sink, at, at.unsure[1], now_ms)
+                    continue
                 upto = min(at.head, at.position + _LINKS[sink.form])
                 failure = self._send(sink, at, upto, now_ms)
                 if failure is not None:
-                    if failure not in _OF_THE_BATCH:
+                    if failure.why not in _OF_THE_BATCH:
                         return False
                     break
                 at = Place(at.chain, upto, at.head, 0)
@@ -102,10 +109,22 @@ class Deliverer:
                     return True
         return False
 
-    def _send(self, sink: Sink, place: Place, upto: int, now_ms: int) -> str | None:
-        """Returns why it was not taken, None if it was."""
-        with self._engine.connect() as connection:
+    def _give_up(self, sink: Sink, place: Place, upto: int, now_ms: int) -> Place:
+        """Nobody knows whether the receiver has these, and it would no longer know them again."""
+        with self._engine.begin() as connection:
             requests = list(requests_between(connection, place.chain, place.position + 1, upto))
+            sinks.advance(connection, sink, place, upto, [(each, "unsure") for each in requests], now_ms)
+        _log.warning("sink %s may have %d requests, and may not: see `taas sink skipped`",
+                     sink.sink_id, len(requests))  # fmt: skip
+        return Place(place.chain, upto, place.head, 0)
+
+    def _send(self, sink: Sink, place: Place, upto: int, now_ms: int) -> "_Failure | None":
+        """Returns why it was not taken, None if it was."""
+        with self._engine.begin() as connection:
+            requests = list(requests_between(connection, place.chain, place.position + 1, upto))
+            if sink.form in _KNOWS_MS:
+                # Whoever dies before the answer is noted leaves this behind.
+                sinks.sending(connection, sink, place, upto, now_ms)
         window_ms = _WINDOW_MS.get(sink.form)
         too_old = [each for each in requests if window_ms is not None and each.ended_ms < now_ms - window_ms]
         rest = [each for each in requests if each not in too_old]
@@ -116,14 +135,14 @@ class Deliverer:
                 break
         with self._engine.begin() as connection:
             if failure is None:
-                sinks.advance(connection, sink, place, upto, too_old, now_ms)
+                sinks.advance(connection, sink, place, upto, _skips(too_old, place), now_ms)
                 return None
-            _log.warning("sink %s did not take requests: %s", sink.sink_id, failure)
+            _log.warning("sink %s did not take requests: %s", sink.sink_id, failure.why)
             next_ms = now_ms + retry_after_ms(place.attempts)
-            sinks.failed(connection, sink, place, failure, next_ms, now_ms)
+            sinks.failed(connection, sink, place, failure.why, next_ms, now_ms, unsure=failure.unsure)
         return failure
 
-    def _post(self, sink: Sink, message_id: str, body: Any, now_ms: int) -> str | None:
+    def _post(self, sink: Sink, message_id: str, body: Any, now_ms: int) -> "_Failure | None":
         content = orjson.dumps(body)
         headers = {
             "content-type": _CONTENT.get(sink.form, "application/json"),
@@ -134,17 +153,18 @@ class Deliverer:
                 headers |= {"stripe-version": _STRIPE_VERSION, "authorization": f"Bearer {self._token(sink)}"}
             elif sink.bearer is not None:
                 headers["authorization"] = f"Bearer {sink.bearer}"
+        except (_Refused, httpx.HTTPError, httpx.InvalidURL) as exc:
+            return _Failure(str(exc) if isinstance(exc, _Refused) else type(exc).__name__, unsure=False)
+        try:
             with self._http.stream("POST", sink.url, content=content, headers=headers) as answer:
                 status = answer.status_code
-        except _Refused as exc:
-            return str(exc)
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            return type(exc).__name__
+            return _Failure(type(exc).__name__, unsure=not isinstance(exc, _NOT_SENT))
         if 200 <= status < 300:
             return None
         # Stripe's session may have ended: the next attempt begins one.
         self._tokens.pop(sink.sink_id, None)
-        return f"status {status}"
+        return _Failure(f"status {status}", unsure=status >= 500)
 
     def _token(self, sink: Sink) -> str:
         """Of a session of Stripe's stream of meter events. Raises _Refused, httpx.HTTPError."""
@@ -167,3 +187,21 @@ class Deliverer:
 
 class _Refused(Exception):
     """No session was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why something was not taken; `unsure`: or it was, and that was not said."""
+
+    why: str
+    unsure: bool
+
+
+_NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL,
+                    httpx.UnsupportedProtocol)  # fmt: skip
+
+
+def _skips(too_old: Sequence[RecordedRequest], place: Place) -> list[tuple[RecordedRequest, Why]]:
+    """One that has become too old since it was sent may have been taken."""
+    sent = 0 if place.unsure is None else place.unsure[1]
+    return [(each, "unsure" if each.position <= sent else "too_old") for each in too_old]

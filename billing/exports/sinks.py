@@ -1,8 +1,8 @@
 """Sinks in SQL: where recorded requests are delivered, how far, and what was not sent. It sends nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, Row, delete, func, insert, literal, or_, select, true, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -19,6 +19,7 @@ from billing.schema.exports import sink_position, sink_skipped
 from billing.wire.webhooks import new_secret
 
 _PREFIX: Final = "snk_"
+Why = Literal["too_old", "unsure"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,33 +40,40 @@ class Sink:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How far a sink is in a chain, whose last link is at `head`; `attempts` that failed since."""
+    """How far a sink is in a chain, whose last link is at `head`; `attempts` that failed since. `unsure`:
+    since when, and up to where, its receiver may have more.
+    """
 
     chain: str
     position: int
     head: int
     attempts: int
+    unsure: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """Links of chains that wait, since when the oldest does, and why the last attempt failed."""
+    """Links of chains that wait, since when the oldest does, and why the last attempt failed; and how many
+    requests were skipped.
+    """
 
     undelivered: int = 0
     oldest_ms: int | None = None
     failure: str | None = None
     next_ms: int | None = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A request that was too old for the receiver."""
+    """A request that was too old for the receiver, or that it may have had already."""
 
     chain: str
     position: int
     request_id: str
     ended_ms: int
     skipped_ms: int
+    why: Why
 
 
 _OLDEST_FIRST: Final[Order[Sink]] = Order(
@@ -188,6 +196,8 @@ def due(connection: Connection, now_ms: int) -> list[tuple[Sink, Sequence[Place]
             _HEAD.position.label("head"),
             _DONE.label("done"),
             func.coalesce(_HERE.attempts, literal(0)).label("tries"),
+            _HERE.unsure_ms,
+            _HERE.unsure_upto,
         )
         .select_from(_WAITING)
         .where(~table.c.paused, _HEAD.position > _DONE, or_(_HERE.next_ms.is_(None), _HERE.next_ms <= now_ms))
@@ -195,7 +205,8 @@ def due(connection: Connection, now_ms: int) -> list[tuple[Sink, Sequence[Place]
     )
     found: dict[str, tuple[Sink, list[Place]]] = {}
     for row in connection.execute(query):
-        place = Place(row.of_chain, row.done, row.head, row.tries)
+        unsure = None if row.unsure_ms is None else (row.unsure_ms, row.unsure_upto)
+        place = Place(row.of_chain, row.done, row.head, row.tries, unsure)
         found.setdefault(row.sink_id, (_sink(row), []))[1].append(place)
     return list(found.values())
 
@@ -225,10 +236,19 @@ def lags(connection: Connection) -> dict[str, Lag]:
         row.sink_id: Lag(int(row.undelivered), row.oldest_ms, row.failure, row.next_ms)
         for row in connection.execute(waiting)
     }
+    count = select(sink_skipped.c.sink_id, func.count()).group_by(sink_skipped.c.sink_id)
+    skips = {row[0]: row[1] for row in connection.execute(count)}
     return {
-        sink_id: lagging.get(sink_id, Lag())
+        sink_id: replace(lagging.get(sink_id, Lag()), skipped=skips.get(sink_id, 0))
         for sink_id in connection.execute(select(table.c.sink_id)).scalars()
     }
+
+
+def sending(connection: Connection, sink: Sink, place: Place, upto: int, now_ms: int) -> None:
+    """From now on the receiver may have what is up to there, until it is known whether it does."""
+    since_ms, before = place.unsure or (now_ms, upto)
+    new = {"unsure_ms": since_ms, "unsure_upto": max(before, upto)}
+    _upsert(connection, sink, place, {"position": place.position, **new}, new)
 
 
 def advance(
@@ -236,10 +256,10 @@ def advance(
     sink: Sink,
     place: Place,
     upto: int,
-    too_old: Sequence[RecordedRequest],
+    skips: Sequence[tuple[RecordedRequest, Why]],
     now_ms: int,
 ) -> bool:
-    """What is up to there is taken, or too old and noted so. Returns False if somebody else has done that, or
+    """What is up to there is taken, or skipped and noted so. Returns False if somebody else has done that, or
     the sink is gone.
     """
     if (
@@ -249,7 +269,10 @@ def advance(
         is None
     ):
         return False
-    new = {"position": upto, "attempts": 0, "tried_ms": now_ms, "next_ms": None, "failure": None}
+    new = {
+        "position": upto, "attempts": 0, "tried_ms": now_ms, "next_ms": None, "failure": None,
+        "unsure_ms": None, "unsure_upto": None,
+    }  # fmt: skip
     moved = connection.execute(
         upsert(sink_position)
         .values(sink_id=sink.sink_id, chain=place.chain, **new)
@@ -260,31 +283,47 @@ def advance(
     ).one_or_none()
     if moved is None:
         return False
-    if too_old:
+    if skips:
         rows = [
             {
                 "sink_id": sink.sink_id, "chain": place.chain, "position": each.position,
-                "request_id": each.request_id, "ended_ms": each.ended_ms, "skipped_ms": now_ms,
+                "request_id": each.request_id, "ended_ms": each.ended_ms, "skipped_ms": now_ms, "why": why,
             }
-            for each in too_old
+            for each, why in skips
         ]  # fmt: skip
         connection.execute(insert(sink_skipped), rows)
     return True
 
 
-def failed(connection: Connection, sink: Sink, place: Place, why: str, next_ms: int, now_ms: int) -> None:
-    """It was not taken; try again then."""
-    new = {"attempts": place.attempts + 1, "tried_ms": now_ms, "next_ms": next_ms, "failure": why}
+def failed(
+    connection: Connection, sink: Sink, place: Place, why: str, next_ms: int, now_ms: int, *, unsure: bool
+) -> None:
+    """It was not taken, or (`unsure`) may have been; try again then."""
+    new: dict[str, Any] = {
+        "attempts": place.attempts + 1,
+        "tried_ms": now_ms,
+        "next_ms": next_ms,
+        "failure": why,
+    }
+    if not unsure:
+        # Of this attempt it has nothing; of those before it may have.
+        since_ms, upto = place.unsure or (None, None)
+        new |= {"unsure_ms": since_ms, "unsure_upto": upto}
     if connection.execute(select(table.c.sink_id).where(table.c.sink_id == sink.sink_id)).one_or_none():
-        connection.execute(
-            upsert(sink_position)
-            .values(sink_id=sink.sink_id, chain=place.chain, position=place.position, **new)
-            .on_conflict_do_update(
-                index_elements=["sink_id", "chain"],
-                set_=new,
-                where=sink_position.c.position == place.position,
-            )
+        _upsert(connection, sink, place, {"position": place.position, **new}, new)
+
+
+def _upsert(
+    connection: Connection, sink: Sink, place: Place, first: dict[str, Any], new: dict[str, Any]
+) -> None:
+    """Of a place that is still where it was."""
+    connection.execute(
+        upsert(sink_position)
+        .values(sink_id=sink.sink_id, chain=place.chain, **first)
+        .on_conflict_do_update(
+            index_elements=["sink_id", "chain"], set_=new, where=sink_position.c.position == place.position
         )
+    )
 
 
 def _sink(row: Row[Any]) -> Sink:
@@ -296,4 +335,4 @@ def _sink(row: Row[Any]) -> Sink:
 
 
 def _skipped(row: Row[Any]) -> Skipped:
-    return Skipped(row.chain, row.position, row.request_id, row.ended_ms, row.skipped_ms)
+    return Skipped(row.chain, row.position, row.request_id, row.ended_ms, row.skipped_ms, row.why)

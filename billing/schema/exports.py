@@ -38,7 +38,7 @@ sink = Table(
 )
 
 # Up to where a chain was taken; without a row, nothing of it was. After a failure it is tried again at
-# `next_ms`.
+# `next_ms`. `unsure_upto`: a receiver that forgets ids may have taken what is up to there, since `unsure_ms`.
 sink_position = Table(
     "sink_position",
     metadata,
@@ -49,9 +49,12 @@ sink_position = Table(
     Column("tried_ms", BigInteger),
     Column("next_ms", BigInteger),
     Column("failure", Text),
+    Column("unsure_ms", BigInteger),
+    Column("unsure_upto", BigInteger),
 )
 
-# Requests that were not sent, because the receiver takes none so old.
+# Requests that were not sent: the receiver takes none so old (`too_old`), or it may have them already and
+# would count them again (`unsure`).
 sink_skipped = Table(
     "sink_skipped",
     metadata,
@@ -61,5 +64,7 @@ sink_skipped = Table(
     Column("request_id", Text, nullable=False),
     Column("ended_ms", BigInteger, nullable=False),
     Column("skipped_ms", BigInteger, nullable=False),
+    Column("why", Text, nullable=False, server_default="too_old"),
+    CheckConstraint("why in ('too_old', 'unsure')", name="why"),
     Index(None, "sink_id", "skipped_ms"),
 )

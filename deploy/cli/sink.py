@@ -20,11 +20,11 @@ from deploy.cli.output import (
 _COLUMNS: Columns = {
     "SINK": "sink", "TENANT": "tenant", "FORMAT": "format", "URL": "url", "UNDELIVERED": "undelivered",
     "OLDEST (UTC)": moment("oldest_ms"), "PAUSED": lambda row: "yes" if row["paused"] else None,
-    "FAILURE": "failure", "NEXT TRY (UTC)": moment("next_ms"),
+    "FAILURE": "failure", "NEXT TRY (UTC)": moment("next_ms"), "SKIPPED": "skipped",
 }  # fmt: skip
 _SKIPPED: Columns = {
     "REQUEST": "request_id", "TENANT": "tenant", "POSITION": "position", "ENDED (UTC)": moment("ended_ms"),
-    "SKIPPED (UTC)": moment("skipped_ms"),
+    "SKIPPED (UTC)": moment("skipped_ms"), "WHY": lambda row: row["why"].replace("_", " "),
 }  # fmt: skip
 
 
@@ -121,7 +121,9 @@ def remove(sink_id: str, as_json: bool) -> None:
 @limit_option
 @json_option
 def skipped(sink_id: str, limit: int | None, as_json: bool) -> None:
-    """List requests that SINK was not sent because its receiver takes none so old (Stripe: 35 days)."""
+    """List requests that SINK was not sent: its receiver takes none so old (Stripe: 35 days), or it may have
+    taken them more than a day ago, without an answer, and would count them again (unsure).
+    """
     show(call_list("sinks", sink_id, "skipped", limit=limit), as_json, _SKIPPED, empty="nothing was skipped")
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,17 @@ class Post:
     def taken(self) -> list[list[str]]:
         """The ids in each call."""
         return [[each["id"] for each in json.loads(body)] for _, body in self.webhook.taken]
+
+    def metered(self) -> list[tuple[str, str]]:
+        """Request and kind of each meter event that was taken."""
+        bodies = [json.loads(body) for _, body in self.webhook.taken]
+        events = [each for body in bodies for each in body.get("events", [])]
+        return [tuple(each["identifier"].split(":")) for each in events]
+
+    def skipped(self, sink: Sink) -> list[tuple[str, str]]:
+        with self.database.connect() as connection:
+            found = sinks.skipped(connection, sink.sink_id, PageRequest(10)).rows
+        return [(each.request_id, each.why) for each in found]
 
     def lag(self, sink: Sink) -> Lag:
         with self.database.connect() as connection:
@@ -153,7 +165,40 @@ def test_fault_45_a_request_of_35_days_ago_is_reported_and_not_sent(post: Post) 
     assert {each["identifier"] for each in sent["events"]} == {"new:uncached_input", "new:output"}
     with post.database.connect() as connection:
         report = sinks.skipped(connection, sink.sink_id, PageRequest(10)).rows
-    assert [(each.request_id, each.ended_ms) for each in report] == [("old1", ENDED_MS), ("old2", ENDED_MS)]
+    assert [(each.request_id, each.ended_ms, each.why) for each in report] == [
+        ("old1", ENDED_MS, "too_old"), ("old2", ENDED_MS, "too_old"),
+    ]  # fmt: skip
+    assert post.lag(sink) == Lag(skipped=2)
+
+
+def test_fault_45_stripe_is_not_sent_again_what_it_may_have_taken_more_than_a_day_ago(post: Post) -> None:
+    sink = post.sink(Form.STRIPE, tenant_id=post.tenant, customer="cus_1", bearer="sk_live")
+    post.use("r1", "r2")
+    post.webhook.statuses = [200, 500]  # it has given a session, and then taken them, perhaps
+    post.later(0)
+    post.use("r3")
+    post.webhook.statuses = [200, 400]  # it says for certain that it has not: of this call
+    post.later(DAY_MS // 2)
+    assert post.lag(sink).failure == "status 400"
+    post.webhook.taken.clear()
+    post.later(DAY_MS // 2)
+    assert {name for name, _ in post.metered()} == {"r3"}
+    assert post.skipped(sink) == [("r1", "unsure"), ("r2", "unsure")]
+    assert post.lag(sink) == Lag(skipped=2)
+
+
+def test_fault_45_stripe_is_sent_all_again_that_it_has_not_taken_for_certain(post: Post) -> None:
+    sink = post.sink(Form.STRIPE, tenant_id=post.tenant, customer="cus_1", bearer="sk_live")
+    post.use("r1")
+    post.webhook.status = 401  # no session
+    post.later(0)
+    post.later(3 * DAY_MS)
+    post.webhook.statuses = [200, 500]
+    post.later(DAY_MS)
+    post.webhook.status = 200
+    post.webhook.taken.clear()
+    post.later(DAY_MS - 3_600_000)  # it still knows the identifiers again
+    assert len(post.metered()) == 2
     assert post.lag(sink) == Lag()
 
 
@@ -238,3 +283,24 @@ def test_fault_45_billing_killed_before_it_has_noted_a_delivery_delivers_again(
     post.later(0)
     assert post.taken() == [["r1", "r2"], ["r1", "r2"]]
     assert post.lag(sink) == Lag()
+
+
+def test_fault_45_what_stripe_was_sent_when_billing_was_killed_is_not_sent_again_after_a_day(
+    post: Post, migrated_database_url: str
+) -> None:
+    sink = post.sink(Form.STRIPE, tenant_id=post.tenant, customer="cus_1", bearer="sk_live")
+    now_ms = time.time_ns() // 1_000_000
+    post.use("r1", started_ms=now_ms)
+
+    def kill() -> None:
+        if len(post.webhook.taken) == 2:  # after the session
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+
+    post.webhook.before_answer = kill
+    process = subprocess.Popen([sys.executable, "-c", _ROUND, migrated_database_url])
+    assert process.wait(30) == -signal.SIGKILL
+    post.webhook.taken.clear()
+    post.now_ms = now_ms
+    post.later(DAY_MS)
+    assert (post.metered(), post.skipped(sink)) == ([], [("r1", "unsure")])
