@@ -64,7 +64,7 @@ class Lag:
     skipped: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
     """A request that was too old for the receiver, or that it may have had already."""
 
@@ -335,4 +335,7 @@ def _sink(row: Row[Any]) -> Sink:
 
 
 def _skipped(row: Row[Any]) -> Skipped:
-    return Skipped(row.chain, row.position, row.request_id, row.ended_ms, row.skipped_ms, row.why)
+    return Skipped(
+        chain=row.chain, position=row.position, request_id=row.request_id, ended_ms=row.ended_ms,
+        skipped_ms=row.skipped_ms, why=row.why,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sqlalchemy import Engine
 
 from billing.catalogue.money import Money
@@ -47,6 +48,32 @@ def check(form: Form, instances: list[Any]) -> None:
 @pytest.mark.parametrize("form", Form)
 def test_each_form_is_as_published(recorded: list[RecordedRequest], form: Form) -> None:
     check(form, written(recorded, form, "cus_1"))
+
+
+def test_libraries_of_the_receivers_take_it(recorded: list[RecordedRequest]) -> None:
+    """Stripe's and Lago's types are made of the schemas that they publish; the other is CloudEvents' own."""
+    from cloudevents.core.formats.json import JSONFormat
+    from cloudevents.core.v1.event import CloudEvent
+    from lago_python_client.models import BatchEvent
+    from stripe.params.v2.billing import _meter_event_stream_create_params as of_stripe
+
+    for each in written(recorded, Form.CLOUDEVENTS):
+        read = JSONFormat().read(CloudEvent, json.dumps(each))
+        assert (read.get_id(), read.get_subject(), read.get_data()) == (each["id"], "ten_a", each["data"])
+    for body in written(recorded, Form.LAGO):
+        taken = BatchEvent(**body)
+        assert [event.transaction_id for event in taken.events] == [
+            e["transaction_id"] for e in body["events"]
+        ]
+    strict = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+    for typed in (of_stripe.MeterEventStreamCreateParams, of_stripe.MeterEventStreamCreateParamsEvent):
+        typed.__pydantic_config__ = strict  # type: ignore[attr-defined]
+    taker = TypeAdapter(of_stripe.MeterEventStreamCreateParams)
+    for body in written(recorded, Form.STRIPE, "cus_1"):
+        taker.validate_python(body)
+        body["events"][0]["payload"]["value"] = 5
+        with pytest.raises(ValidationError):
+            taker.validate_python(body)
 
 
 def test_a_request_priced_later_has_its_tokens_once_and_its_amount_once(
