@@ -80,7 +80,9 @@ class Charges:
                 continue
             each, list_each = price.by_kind[index], listed.by_kind[index]
             key = (used.period, used.project, used.model, used.class_, used.contract, used.price_id, kind)
-            line = lines[key] if self.invoice_id else None
+            if self.invoice_id is not None and key not in lines:
+                raise self._differs(f"usage of {used.model} in {used.period} is in no line")
+            line = lines.get(key)
             name = self.account.names.get(used.project, used.project)
             said = f"{tokens} {kind.replace('_', ' ')} tokens of {used.model}, {used.class_}"
             yield self._row(
@@ -194,14 +196,14 @@ class Charges:
     def rounding(self, line: InvoiceLine) -> Iterator[Row]:
         """What rounding adds to a line. Raises ValueError if its rows are not what it says."""
         if self.exact[line.number] != line.exact:
-            raise ValueError(
-                f"the ledger does not have what line {line.number} of {self.invoice_id} says: "
-                f"`taas invoice check {self.invoice_id}`"
-            )
+            raise self._differs(f"line {line.number} is not as the ledger has it")
         if line.amount != line.exact:
             left = line.amount - line.exact
             rest = InvoiceLine(line.number, line.type, line.what, left, left)
             yield self.other(rest, "Adjustment", f"Rounding of line {line.number} to 0.01 USD")
+
+    def _differs(self, what: str) -> ValueError:
+        return ValueError(f"{what}, on {self.invoice_id}: `taas invoice check {self.invoice_id}`")
 
     def tax(self, tax: int, net: int, name: str | None, basis_points: int, **given: Any) -> Row:
         """Of what the invoice charges. Its list and contracted cost are what the tax on those would be."""

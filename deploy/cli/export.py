@@ -93,6 +93,9 @@ def export(
         return
     # Under another name until it is whole.
     part = out.with_name(f"{out.name}.part")
-    with part.open("wb") as file:
-        download(file, "usage", "export", query=query)
-    part.replace(out)
+    try:
+        with part.open("wb") as file:
+            download(file, "usage", "export", query=query)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
