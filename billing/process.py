@@ -40,6 +40,7 @@ from billing.invoices.prepaid import renew_expired
 from billing.leadership import LeadersRounds
 from billing.ledger.chain import chain_waiting
 from billing.ledger.checkpoints import end_days, sign_days
+from billing.ledger.event_days import make_ahead
 from billing.loop import Loop, Seldom
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
@@ -86,6 +87,8 @@ _BUDGETS_INTERVAL_MS: Final = 5_000
 # for one round.
 _CHAIN_BATCH: Final = 500
 _CHAIN_BATCHES: Final = 20
+# Partitions are made days ahead.
+_DAYS_INTERVAL_MS: Final = 600_000
 # Answers are kept for a day, so one more or less matters little.
 _FORGET_INTERVAL_MS: Final = 600_000
 # Scripts of versions that were replaced take 40 kB each.
@@ -311,6 +314,7 @@ def _loops(
         _budget_loop(settings, stores, metrics),
         _chain_loop(settings, stores, metrics),
         _sink_loop(settings, stores, metrics),
+        _day_loop(stores, metrics),
     ]
 
 
@@ -327,6 +331,15 @@ def _chain_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetr
 
     rounds = LeadersRounds(metrics.shared.leads, chain, interval_ms=_LEADS_INTERVAL_MS)
     return Loop("chains", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
+
+
+def _day_loop(stores: _Stores, metrics: BillingMetrics) -> Loop:
+    def look() -> None:
+        with stores.loops_engine.begin() as connection:
+            make_ahead(connection)
+
+    rounds = LeadersRounds(metrics.shared.leads, look, interval_ms=_DAYS_INTERVAL_MS)
+    return Loop("days", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
 
 
 def _budget_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetrics) -> Loop:

@@ -13,6 +13,7 @@ from sqlalchemy import ARRAY, Connection, Row, Text, and_, any_, case, func, lit
 from billing.catalogue import limits
 from billing.cell.scripts import BucketLevel, ContractLevel
 from billing.contracts.rates import ContractRate
+from billing.ledger.event_days import in_days
 from billing.schema.catalogue import quota_limit, tenant
 from billing.schema.ledger import UNTOLD, usage_event
 from billing.wire import redis_keys
@@ -171,7 +172,11 @@ def _ended_lately(connection: Connection, cells: Sequence[str], now_ms: int) -> 
     """
     theirs = (
         select(usage_event, _TOKENS.label("tokens"))
-        .where(usage_event.c.tenant == tenant.c.tenant_id, usage_event.c.ended_ms > now_ms - _WINDOW_MS)
+        .where(
+            in_days(now_ms - _WINDOW_MS, None),
+            usage_event.c.tenant == tenant.c.tenant_id,
+            usage_event.c.ended_ms > now_ms - _WINDOW_MS,
+        )
         .lateral()
     )
     these = any_(literal(cells, ARRAY(Text)))
@@ -200,7 +205,9 @@ def _ended_in_long_windows(connection: Connection, cells: Sequence[str], now_ms:
             func.coalesce(func.sum(of.units_mu).filter(outside), 0).label("units_mu"),
             func.coalesce(func.sum(_TOKENS).filter(outside), 0).label("tokens"),
         )
-        .where(of.tenant.in_(limited), of.ended_ms > now_ms - _LONGEST_MS)
+        .where(
+            in_days(now_ms - _LONGEST_MS, None), of.tenant.in_(limited), of.ended_ms > now_ms - _LONGEST_MS
+        )
         .where(of.cell == any_(literal(cells, ARRAY(Text))))
         .group_by(of.cell, of.tenant, of.key_id, of.model, minute_ms)
     )

@@ -29,6 +29,7 @@ from billing.audit.request_check import EngineRef, check_requests, read_events
 from billing.fleet.engine_instances import AuditedInstance, Registry, read_instances
 from billing.fleet.engine_reading import Counters, Reading
 from billing.fleet.engine_request_counts import read_instance
+from billing.ledger.event_days import in_days
 from billing.schema.ledger import usage_event
 from billing.wire.certificates import checked_by
 from billing.wire.tokens import NO_TOKENS, CounterPair
@@ -191,7 +192,9 @@ def lost_tokens(
         for name in ("request_id", "started_ms", "ended_ms", "produced_prompt", "produced_output")
     )
     since = min(requests.at_ms for _, requests in died)
-    query = select(*columns).where(here, usage_event.c.kind == "request", usage_event.c.ended_ms > since)
+    query = select(*columns).where(
+        in_days(since, None), here, usage_event.c.kind == "request", usage_event.c.ended_ms > since
+    )
     unspoken = [row for row in connection.execute(query) if row.request_id not in known]
     lost: dict[int, CounterPair] = {}
     for run, requests in died:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, RowMapping, func, insert, select
 
 from billing.audit.balance import EpochBalance
 from billing.ledger.absorbed_event import AbsorbedEvent, absorb
+from billing.ledger.event_days import are_those, recorded
 from billing.schema.catalogue import model as model_table
 from billing.schema.ledger import NOT_FINAL, reconciled_request, usage_event
 from billing.schema.locks import AdvisoryLock
@@ -110,7 +111,8 @@ def _absorb(
     connection: Connection, balance: EpochBalance, tokens: CounterPair, ids: tuple[str, ...], ending: Ending
 ) -> Reconciliation:
     named = hashlib.sha256(orjson.dumps([balance.instance, balance.epoch, ids])).hexdigest()
-    first = connection.execute(select(usage_event).where(usage_event.c.request_id == ids[0])).mappings().one()
+    those = are_those(recorded(connection, ids[:1]))
+    first = connection.execute(select(usage_event).where(those)).mappings().one()
     engine = balance.instance, balance.epoch
     event = AbsorbedEvent.beyond(
         first, request_id=f"rec_{named[:32]}", engine=engine, tokens=tokens, evidence=ids, ending=ending

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import orjson
-from sqlalchemy import Connection, RowMapping, bindparam, select, text
+from sqlalchemy import Connection, RowMapping, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import models
 from billing.ledger.absorbed_event import AbsorbedEvent, absorb
+from billing.ledger.event_days import are_those, recorded
 from billing.refusals import NotFound
 from billing.schema.ledger import (
     NOT_FINAL,
@@ -144,12 +145,13 @@ def standing(
 def read_events(connection: Connection, ids: Sequence[str]) -> list[RowMapping]:
     """The events of these requests, on whatever instance, without the completions that this module wrote."""
     query = select(*(usage_event.c[name] for name in _COLUMNS), NOT_FINAL.label("not_final")).where(
-        usage_event.c.request_id == text("any(:ids)").bindparams(bindparam("ids")),
-        usage_event.c.kind == "request",
+        usage_event.c.kind == "request"
     )
     found: list[RowMapping] = []
     for start in range(0, len(ids), _IDS_A_QUERY):
-        found += connection.execute(query, {"ids": list(ids[start : start + _IDS_A_QUERY])}).mappings()
+        those = recorded(connection, ids[start : start + _IDS_A_QUERY])
+        if those:
+            found += connection.execute(query.where(are_those(those))).mappings()
     return found
 
 
@@ -178,7 +180,7 @@ def read_completion(
     """What was absorbed on this engine to complete a request's event."""
     ids = [completion_id(instance, epoch, request_id) for instance, epoch in places]
     query = select(usage_event.c.produced_prompt, usage_event.c.produced_output)
-    rows = connection.execute(query.where(usage_event.c.request_id.in_(ids))).all()
+    rows = connection.execute(query.where(are_those(recorded(connection, ids)))).all()
     return sum((CounterPair(*row) for row in rows), CounterPair()) if rows else None
 
 

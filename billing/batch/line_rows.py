@@ -17,6 +17,7 @@ from billing.batch.answers import Usage
 from billing.batch.line_states import LineState
 from billing.batch.objects import Objects
 from billing.ledger.bulk_insert import insert_rows
+from billing.ledger.event_days import are_those, recorded
 from billing.schema.batches import batch, batch_line, batch_part, batch_runner
 from billing.schema.clock import NOW_MS
 from billing.schema.ledger import usage_event
@@ -169,7 +170,7 @@ def write_part(
 def in_ledger(connection: Connection, request_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
     """(ending, anomaly) of these requests, as far as the ledger has them."""
     query = select(usage_event.c.request_id, usage_event.c.ending, usage_event.c.anomaly)
-    found = connection.execute(query.where(usage_event.c.request_id.in_(request_ids)))
+    found = connection.execute(query.where(are_those(recorded(connection, request_ids))))
     return {row.request_id: (row.ending, row.anomaly) for row in found}
 
 

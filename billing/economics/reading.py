@@ -33,6 +33,7 @@ from billing.economics.machine_time import Away, PoolHistory
 from billing.economics.months import Held, Used
 from billing.ledger.cost import COST_AMOUNT, COST_PRICE
 from billing.ledger.entries import Pricing
+from billing.ledger.event_days import in_days
 from billing.reclaims import store as reclaims
 from billing.reclaims.shortfall import measured_over_time
 from billing.schema.capacity import contract_hour, reclaim
@@ -268,6 +269,7 @@ def _of_providers(
         .where(
             of.provider.is_not(None),
             of.kind == "request",
+            in_days(months.edges_ms[0], months.edges_ms[-1]),
             of.ended_ms >= months.edges_ms[0],
             of.ended_ms < months.edges_ms[-1],
         )

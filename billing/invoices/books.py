@@ -30,7 +30,7 @@ from billing.schema.ledger import ledger_posting, usage_event
 _ABSORBED: Final = f"""
 select e.model, reason.key as reason, sum((reason.value ->> 'prompt')::numeric * p.input_picousd
   + (reason.value ->> 'output')::numeric * p.output_picousd) as amount
-from ledger_transaction t join usage_event e using (request_id)
+from ledger_transaction t join usage_event e using (request_id, day)
 cross join lateral jsonb_each(e.absorbed_reasons) reason
 cross join lateral ({HELD}) p
 where t.corrects is null and t.transaction_id <= :upto and e.ended_ms < :until

@@ -36,6 +36,7 @@ from billing.invoices.reading import (
 from billing.invoices.store import Stored
 from billing.invoices.terms import capacity_charges, list_terms, read_tiers, stored_tiers, terms_at
 from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
+from billing.ledger.event_days import in_days
 from billing.moments import utc
 from billing.refusals import Conflict, Invalid
 from billing.schema.ledger import HOUR_MS, usage_event, usage_hour
@@ -111,7 +112,10 @@ def _first_used_ms(connection: Connection, tenant_id: str, hour: int) -> int:
     """In this hour, in which a month may begin: not all time zones are whole hours from UTC."""
     of = usage_event.c
     query = select(func.min(of.ended_ms)).where(
-        of.tenant == tenant_id, of.ended_ms >= hour * HOUR_MS, of.ended_ms < (hour + 1) * HOUR_MS
+        in_days(hour * HOUR_MS, (hour + 1) * HOUR_MS),
+        of.tenant == tenant_id,
+        of.ended_ms >= hour * HOUR_MS,
+        of.ended_ms < (hour + 1) * HOUR_MS,
     )
     first_ms = connection.execute(query).scalar_one()
     return hour * HOUR_MS if first_ms is None else int(first_ms)

@@ -16,6 +16,7 @@ from billing.invoices.lines import Reserved, Short, Used, to_cents
 from billing.invoices.periods import name_before
 from billing.invoices.terms import capacity_charges, first_minutes
 from billing.ledger.entries import Pricing
+from billing.ledger.event_days import in_days
 from billing.ledger.usage_report import CLASS, tokens_by_kind, usage_between
 from billing.schema.capacity import contract_minute
 from billing.schema.invoices import invoice, late_transaction
@@ -27,6 +28,7 @@ _of = usage_event.c
 _MONTH: Final = func.to_char(
     func.timezone("UTC", func.to_timestamp(_of.ended_ms.op("/")(literal_column("1000")))), "YYYY-MM"
 )
+_SAME: Final = and_(ledger_transaction.c.request_id == _of.request_id, ledger_transaction.c.day == _of.day)
 _PRICED: Final = ledger_transaction.c.pricing == Pricing.PRICED.value
 
 
@@ -44,7 +46,10 @@ def used_by_transactions(
 ) -> list[Used]:
     """The same from the transactions up to this one."""
     query = _of_transactions(literal(period), tenant_id).where(
-        ledger_transaction.c.transaction_id <= upto, _of.ended_ms >= from_ms, _of.ended_ms < until_ms
+        ledger_transaction.c.transaction_id <= upto,
+        in_days(from_ms, until_ms),
+        _of.ended_ms >= from_ms,
+        _of.ended_ms < until_ms,
     )
     return _read(connection, query)
 
@@ -61,14 +66,21 @@ def used_late(connection: Connection, tenant_id: str, after: int, upto: int) -> 
     if first is None:
         return []
     period = func.coalesce(invoice.c.period, func.least(_MONTH, literal(name_before(first))))
+    of = late_transaction.c
+    late = of.tenant_id == tenant_id, of.transaction_id > after, of.transaction_id <= upto
+    same = of.transaction_id == ledger_transaction.c.transaction_id
+    days = (
+        connection.execute(
+            select(ledger_transaction.c.day).join(late_transaction, same).where(*late).distinct()
+        )
+        .scalars()
+        .all()
+    )
     query = (
         _of_transactions(period, tenant_id)
         .join(
             late_transaction,
-            and_(
-                late_transaction.c.transaction_id == ledger_transaction.c.transaction_id,
-                late_transaction.c.tenant_id == tenant_id,
-            ),
+            same,
         )
         .outerjoin(
             invoice,
@@ -79,10 +91,7 @@ def used_late(connection: Connection, tenant_id: str, after: int, upto: int) -> 
                 invoice.c.until_ms > _of.ended_ms,
             ),
         )
-        .where(
-            late_transaction.c.transaction_id > after,
-            late_transaction.c.transaction_id <= upto,
-        )
+        .where(*late, _of.day.in_(days))
         .group_by(period)
     )
     return _read(connection, query)
@@ -157,7 +166,7 @@ def _of_transactions(period: Any, tenant_id: str) -> Select[Any]:
     group = _of.project, _of.model, CLASS.label("class"), contract, ledger_transaction.c.price_id
     return (
         select(period.label("period"), *group, *_tokens(_of))
-        .select_from(usage_event.join(ledger_transaction, ledger_transaction.c.request_id == _of.request_id))
+        .select_from(usage_event.join(ledger_transaction, _SAME))
         .where(_of.tenant == tenant_id, _of.kind == "request", _PRICED)
         .group_by(*group)
     )

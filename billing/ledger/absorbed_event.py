@@ -15,7 +15,8 @@ from sqlalchemy import Connection, RowMapping
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.ledger.entries import Pricing, add_total
-from billing.schema.clock import NOW_MS
+from billing.ledger.event_days import days_of, recorded
+from billing.schema.clock import database_now_ms
 from billing.schema.ledger import TOKEN_COLUMNS, TOTAL_COLUMNS, ledger_transaction, usage_event
 from billing.wire.ending import AbsorbReason, Ending, OtherReason
 from billing.wire.tokens import CounterPair
@@ -95,13 +96,16 @@ class AbsorbedEvent:
 
 def absorb(connection: Connection, absorbed: AbsorbedEvent) -> bool:
     """Write the event, once. Returns whether this was the first time."""
-    tokens = absorbed.tokens
+    if recorded(connection, [absorbed.request_id]):
+        return False
+    tokens, now_ms = absorbed.tokens, database_now_ms(connection)
     spent = {"absorbed_prompt": tokens.prompt, "absorbed_output": tokens.generation}
     row: dict[str, Any] = dict.fromkeys(TOKEN_COLUMNS, 0) | spent | {
         "request_id": absorbed.request_id, "kind": KIND, "version": EVENT_VERSION, "model": absorbed.model,
         "pool": absorbed.pool, "cell": absorbed.cell, "instance": absorbed.instance, "epoch": absorbed.epoch,
         "route": absorbed.route, "stream": absorbed.stream, "class": absorbed.class_,
-        "weights": absorbed.weights, "samples": 0, "started_ms": absorbed.started_ms, "ended_ms": NOW_MS,
+        "weights": absorbed.weights, "samples": 0, "started_ms": absorbed.started_ms, "ended_ms": now_ms,
+        "day": days_of(connection, [now_ms])[now_ms],
         "waited_ms": 0, "ending": absorbed.ending.value, "usage_source": UsageSource.ENGINE.value,
         "produced_prompt": tokens.prompt, "produced_cached": absorbed.cached,
         "produced_output": tokens.generation,
@@ -112,7 +116,10 @@ def absorb(connection: Connection, absorbed: AbsorbedEvent) -> bool:
     fresh = insert(usage_event).values(row).on_conflict_do_nothing().returning(usage_event.c.request_id)
     if connection.execute(fresh).one_or_none() is None:
         return False
-    nothing_billed = {"request_id": absorbed.request_id, "pricing": Pricing.NOTHING_BILLED.value}
+    nothing_billed = {
+        "request_id": absorbed.request_id, "day": row["day"], "pricing": Pricing.NOTHING_BILLED.value,
+        "counted": True,
+    }  # fmt: skip
     connection.execute(insert(ledger_transaction).values(nothing_billed))
     add_total(connection, absorbed.instance, absorbed.epoch, dict.fromkeys(TOTAL_COLUMNS, 0) | spent)
     return True

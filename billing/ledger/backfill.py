@@ -38,10 +38,10 @@ HELD: Final = """
   limit 1"""
 # The unpriced requests of a model, with the price that the price list has for their moment now.
 _DUE: Final = f"""
-select t.transaction_id, t.request_id, e.tenant, e.model, e.billed_prompt, e.billed_cached,
+select t.transaction_id, t.request_id, t.day, e.tenant, e.model, e.billed_prompt, e.billed_cached,
   e.billed_written, e.billed_output, p.price_id, {AMOUNT} as amount
 from ledger_transaction t
-join usage_event e using (request_id)
+join usage_event e using (request_id, day)
 left join lateral ({HELD}) p on true
 where t.pricing = 'unpriced' and e.model = :model and e.started_ms >= :from_ms and e.started_ms < :until_ms
   and (cast(:tenant as text) is null or e.tenant = :tenant)
@@ -56,8 +56,8 @@ from ({_DUE}) due group by tenant, price_id order by tenant, price_id
 """  # noqa: S608 (constants)
 _PRICE: Final = f"""
 with due as ({_DUE}), made as (
-  insert into ledger_transaction (request_id, pricing, price_id, corrects)
-  select request_id, 'priced', price_id, transaction_id from due where price_id is not null
+  insert into ledger_transaction (request_id, day, pricing, price_id, corrects)
+  select request_id, day, 'priced', price_id, transaction_id from due where price_id is not null
   order by request_id
   returning transaction_id, corrects
 )

@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import orjson
 from msgspec.structs import replace
-from sqlalchemy import ColumnElement, Connection, delete, literal_column, select, text
+from sqlalchemy import ColumnElement, Connection, Select, delete, literal_column, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue.price_book import Price, prices_by_id
 from billing.ledger.bulk_insert import insert_rows
 from billing.ledger.chain_entry import NO_HASH, Parts, digest, entry, link, parts_of, price_document
 from billing.ledger.checkpoints import DAY_MS, note_days
+from billing.ledger.event_days import are_those
 from billing.schema.chain import usage_chain, usage_chain_head, usage_unchained
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import ledger_transaction, usage_event
@@ -157,10 +158,11 @@ _LINES: Final[ColumnElement[Any]] = literal_column(
     "from ledger_posting p where p.transaction_id = ledger_transaction.transaction_id)"
 ).label("lines")
 _OF_ENTRY: Final = ledger_transaction.c
-# An entry and its event, whose columns have their own names.
+# An entry. The columns of its event have their own names (`read_entries`).
 ENTRY_COLUMNS: Final = (
     _OF_ENTRY.transaction_id,
     _OF_ENTRY.request_id.label("of_request"),
+    _OF_ENTRY.day.label("of_day"),
     _OF_ENTRY.kind.label("entry_kind"),
     _OF_ENTRY.subject,
     _OF_ENTRY.pricing,
@@ -168,15 +170,26 @@ ENTRY_COLUMNS: Final = (
     _OF_ENTRY.corrects.is_not(None).label("corrects"),
     _OF_ENTRY.recorded_ms.label("entry_recorded_ms"),
     _LINES,
-    *(column for column in usage_event.c if column.name != "recorded_ms"),
 )
-ENTRIES: Final = ledger_transaction.outerjoin(
-    usage_event, usage_event.c.request_id == ledger_transaction.c.request_id
-)
+_EVENT_COLUMNS: Final = tuple(column for column in usage_event.c if column.name != "recorded_ms")
+_NO_EVENT: Final = dict.fromkeys(column.name for column in _EVENT_COLUMNS)
+
+
+def read_entries(connection: Connection, query: Select[Any]) -> list[dict[str, Any]]:
+    """The rows of a query with `ENTRY_COLUMNS`, each with the columns of its event, which are None if there
+    is none. Events are read apart, so that only the partitions of their days are.
+    """
+    rows = connection.execute(query).mappings().all()
+    days = {row["of_request"]: row["of_day"] for row in rows if row["of_request"] is not None}
+    events: dict[Any, Mapping[Any, Any]] = {}
+    if days:
+        found = connection.execute(select(*_EVENT_COLUMNS).where(are_those(days))).mappings()
+        events = {(each["request_id"], each["day"]): each for each in found}
+    return [{**row, **events.get((row["of_request"], row["of_day"]), _NO_EVENT)} for row in rows]
 
 
 def stored_entry(row: Mapping[Any, Any], price_digest: str) -> ChainedEntry:
-    """Of a row of `ENTRY_COLUMNS`."""
+    """Of a row of `read_entries`."""
     return entry_of(
         row if row["request_id"] is not None else None,
         [(account, holder, int(amount)) for account, holder, amount in row["lines"] or ()],
@@ -192,15 +205,15 @@ def stored_entry(row: Mapping[Any, Any], price_digest: str) -> ChainedEntry:
 
 
 def entries_between(connection: Connection, chain: str, first: int, last: int) -> Iterator[Mapping[Any, Any]]:
-    """The links at positions `first` to `last`, with their `ENTRY_COLUMNS`, some read at a time."""
+    """The links at positions `first` to `last` with what they are of, some read at a time."""
     of = usage_chain.c
     links = select(of.position, of.chained_ms, of.hash, of.parts, *ENTRY_COLUMNS).select_from(
-        usage_chain.join(ENTRIES, ledger_transaction.c.transaction_id == of.transaction_id)
+        usage_chain.join(ledger_transaction, ledger_transaction.c.transaction_id == of.transaction_id)
     )
     for begins in range(first, last + 1, _ENTRIES_AT_ONCE):
         ends = min(last, begins + _ENTRIES_AT_ONCE - 1)
         query = links.where(of.chain == chain, of.position.between(begins, ends)).order_by(of.position)
-        yield from connection.execute(query).mappings().all()
+        yield from read_entries(connection, query)
 
 
 def chain_waiting(connection: Connection, *, most: int, corrections: bool = False) -> int:
@@ -219,13 +232,8 @@ def chain_waiting(connection: Connection, *, most: int, corrections: bool = Fals
     ids = connection.execute(waiting).scalars().all()
     if not ids:
         return 0
-    query = (
-        select(*ENTRY_COLUMNS)
-        .select_from(ENTRIES)
-        .where(_OF_ENTRY.transaction_id.in_(ids))
-        .order_by(_OF_ENTRY.transaction_id)
-    )
-    rows = connection.execute(query).mappings().all()
+    query = select(*ENTRY_COLUMNS).where(_OF_ENTRY.transaction_id.in_(ids)).order_by(_OF_ENTRY.transaction_id)
+    rows = read_entries(connection, query)
     prices = prices_by_id(connection, sorted({row["price_id"] for row in rows} - {None}))
     digests = PriceDigests()
     entries = [stored_entry(row, digests.of(prices.get(row["price_id"]))) for row in rows]

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select, text
 
 from billing.catalogue.price_book import Price, prices_by_id
 from billing.findings import Finding, FindingKind
-from billing.ledger.chain import ENTRIES, ENTRY_COLUMNS, PriceDigests, stored_entry
+from billing.ledger.chain import ENTRY_COLUMNS, PriceDigests, read_entries, stored_entry
 from billing.ledger.chain_entry import NO_HASH, PART_BYTES, PART_NAMES, Parts, entry, link
 from billing.schema.chain import usage_chain, usage_chain_head
 from billing.schema.ledger import ledger_transaction
@@ -118,13 +118,13 @@ def _read(connection: Connection, chain: str, after: int) -> Iterator[Sequence[M
         of.chain, of.position, of.chained_ms, of.hash, of.parts, of.request_id.label("chained_request"),
         of.transaction_id.label("chained_transaction"), *ENTRY_COLUMNS,
     ).select_from(
-        usage_chain.outerjoin(ENTRIES, ledger_transaction.c.transaction_id == of.transaction_id)
+        usage_chain.outerjoin(ledger_transaction, ledger_transaction.c.transaction_id == of.transaction_id)
     )  # fmt: skip
     while True:
         query = (
             links.where(of.chain == chain, of.position > after).order_by(of.position).limit(_LINKS_AT_ONCE)
         )
-        rows = list(connection.execute(query).mappings())
+        rows = read_entries(connection, query)
         if not rows:
             return
         yield rows

@@ -19,12 +19,16 @@ select transaction_id::text as id from ledger_posting group by transaction_id ha
 """
 _INCOMPLETE: Final = """
 select e.request_id as id from usage_event e
-left join ledger_transaction t using (request_id) where t.transaction_id is null
+left join ledger_transaction t using (request_id, day) where t.transaction_id is null
+"""
+_WITHOUT_EVENT: Final = """
+select t.request_id as id from ledger_transaction t
+left join usage_event e using (request_id, day) where t.request_id is not null and e.request_id is null
 """
 _MISPRICED: Final = f"""
 select t.request_id as id
 from ledger_transaction t
-join usage_event e using (request_id)
+join usage_event e using (request_id, day)
 left join price p using (price_id)
 left join ledger_posting r on r.transaction_id = t.transaction_id and r.account = 'receivable'
 where coalesce(r.amount_picousd, 0) <> case when t.pricing = 'priced' then {AMOUNT} else 0 end
@@ -51,7 +55,7 @@ from (
     sum(e.absorbed_output) as absorbed_output, sum(e.units_mu) as units_mu,
     sum(coalesce(r.amount_picousd, 0)) as amount_picousd
   from usage_event e
-  join ledger_transaction t on t.request_id = e.request_id
+  join ledger_transaction t on t.request_id = e.request_id and t.day = e.day
     and not exists (select from ledger_transaction c where c.corrects = t.transaction_id)
   left join ledger_posting r on r.transaction_id = t.transaction_id and r.account = 'receivable'
   where e.kind = 'request'
@@ -70,6 +74,7 @@ where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output, s
 _CHECKS: Final = (
     (FindingKind.LEDGER_UNBALANCED, "ledger transactions whose postings do not sum to zero", _UNBALANCED),
     (FindingKind.LEDGER_INCOMPLETE, "usage events without a ledger transaction", _INCOMPLETE),
+    (FindingKind.LEDGER_INCOMPLETE, "entries of requests whose usage event is gone", _WITHOUT_EVENT),
     (
         FindingKind.LEDGER_MISPRICED,
         "requests whose amount is not their tokens at the price that held",

@@ -7,7 +7,7 @@ its postings and the running totals are written together or not at all.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Protocol
@@ -15,14 +15,16 @@ from typing import Any, Final, Protocol
 import msgspec
 import orjson
 from msgspec.structs import asdict, replace
-from sqlalchemy import Connection, and_, exists, func, or_, select
+from sqlalchemy import Connection, and_, exists, func, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import Price, PriceBook, Scope, read_price_book
-from billing.ledger.accounts import Account, Posting, check_balanced, posting_row
+from billing.ledger import event_days
+from billing.ledger.accounts import Account, Posting, check_balanced
 from billing.ledger.bulk_insert import insert_rows
 from billing.ledger.chain import ChainedEntry, PriceDigests, add_links, entry_of, lock_heads
+from billing.ledger.hour_sums import add_to_hours
 from billing.ledger.line_bill import bill_once
 from billing.ledger.unsaid_provider import with_providers
 from billing.schema.catalogue import api_key_use
@@ -49,6 +51,7 @@ PRICED_EVENTS: Final = usage_event.join(
     ledger_transaction,
     and_(
         ledger_transaction.c.request_id == usage_event.c.request_id,
+        ledger_transaction.c.day == usage_event.c.day,
         or_(
             ledger_transaction.c.pricing != "unpriced",
             ~exists(select(1).where(_correction.c.corrects == ledger_transaction.c.transaction_id)),
@@ -184,45 +187,74 @@ def postings(recorded: RecordedEvent) -> tuple[Posting, ...]:
     return lines
 
 
+class RecordedBefore(Exception):
+    """Some of these requests have an entry already, though no event in the partitions of these days."""
+
+
 def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> Recorded:
     """Record the new events of a batch. The first event of a request counts, in whatever order and however
-    often they come.
+    often they come: the ledger has one entry that begins each request, also when its event is gone. Raises
+    RecordedBefore if another process has just recorded one of them; then it is to be called again.
     """
     if not received:
         return Recorded((), 0, ())
+    try:
+        with connection.begin_nested():
+            return _record(connection, received, frozenset())
+    except RecordedBefore:
+        known = event_days.recorded(connection, {item.event.request_id for item in received})
+        return _record(connection, received, known.keys())
+
+
+def _record(connection: Connection, received: Sequence[ReceivedEvent], known: Set[str]) -> Recorded:
     firsts: dict[str, ReceivedEvent] = {}
     for item in received:
         firsts.setdefault(item.event.request_id, item)
-    events = {request_id: item.event for request_id, item in firsts.items()}
+    # The same order everywhere, so that two consumers with the same entries cannot deadlock.
+    events = {each: firsts[each].event for each in sorted(firsts.keys() - known)}
     events |= bill_once(connection, events)
     events |= with_providers(connection, events)
-    # The same order everywhere, so that two consumers with the same entries cannot deadlock.
-    rows = [event_row(events[request_id], firsts[request_id].digest) for request_id in sorted(firsts)]
-    inserted = set(
-        insert_rows(connection, usage_event, rows, ignore_known=True, returning=["request_id"]).scalars()
-    )
+    inserted: set[str] = set()
+    rows: dict[str, dict[str, Any]] = {}
+    if events:
+        days = event_days.days_of(connection, (event.ended_ms for event in events.values()))
+        rows = {
+            each: event_row(event, firsts[each].digest, days[event.ended_ms])
+            for each, event in events.items()
+        }
+        added = insert_rows(
+            connection, usage_event, list(rows.values()), ignore_known=True, returning=["request_id"]
+        )
+        inserted = set(added.scalars())
     again = [
         item
         for item in received
         if item.event.request_id not in inserted or firsts[item.event.request_id] is not item
     ]
-    conflicts = _record_conflicts(connection, again)
+    conflicts = _record_conflicts(connection, again, {each: rows[each]["day"] for each in inserted})
     new = [events[request_id] for request_id in sorted(inserted)]
     book = read_price_book(connection, (event.model for event in new))
     priced = tuple(price_event(event, book) for event in new)
-    _write_transactions(connection, priced, {row["request_id"]: row for row in rows})
+    _write_transactions(connection, priced, rows)
     add_totals(connection, new)
     _note_use(connection, new)
     return Recorded(priced, len(again) - len(conflicts), tuple(item.event.request_id for item in conflicts))
 
 
-def _record_conflicts(connection: Connection, again: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
+def _record_conflicts(
+    connection: Connection, again: Sequence[ReceivedEvent], inserted: Mapping[str, int]
+) -> list[ReceivedEvent]:
+    """Those that differ from what is recorded, or just inserted (with its day). Of an event that is gone
+    nobody can tell.
+    """
     if not again:
         return []
-    ids = sorted({item.event.request_id for item in again})
-    stored = select(usage_event.c.request_id, usage_event.c.digest).where(usage_event.c.request_id.in_(ids))
+    ids = {item.event.request_id for item in again}
+    days = event_days.recorded(connection, ids - inserted.keys())
+    days |= {each: inserted[each] for each in ids & inserted.keys()}
+    stored = select(usage_event.c.request_id, usage_event.c.digest).where(event_days.are_those(days))
     digests: dict[str, str] = {row.request_id: row.digest for row in connection.execute(stored)}
-    conflicts = [item for item in again if digests[item.event.request_id] != item.digest]
+    conflicts = [item for item in again if digests.get(item.event.request_id, item.digest) != item.digest]
     if conflicts:
         rows = [
             {"request_id": item.event.request_id, "digest": item.digest, "raw": item.raw[:RAW_BYTES_MAX]}
@@ -230,6 +262,33 @@ def _record_conflicts(connection: Connection, again: Sequence[ReceivedEvent]) ->
         ]
         connection.execute(insert(usage_conflict).on_conflict_do_nothing(), rows)
     return conflicts
+
+
+# Entries of the ledger with their postings. What is late is said by the same statement.
+_WRITE: Final = text("""
+with given as materialized (
+  select * from jsonb_to_recordset(cast(:rows as jsonb)) as given (request_id text, day int, tenant text,
+    model text, ended_ms bigint, pricing text, price_id bigint, amount numeric)
+), made as (
+  insert into ledger_transaction (request_id, day, pricing, price_id, chained, counted)
+  select request_id, day, pricing, price_id, true, true from given
+  on conflict do nothing
+  returning transaction_id, request_id, recorded_ms
+), posted as (
+  insert into ledger_posting (transaction_id, line, account, holder, amount_picousd)
+  select transaction_id, 0, 'receivable', tenant, amount from made join given using (request_id)
+  where amount <> 0
+  union all
+  select transaction_id, 1, 'revenue', model, -amount from made join given using (request_id)
+  where amount <> 0
+), late as (
+  insert into late_transaction (transaction_id, tenant_id)
+  select transaction_id, tenant from made join given using (request_id)
+  join invoiced on tenant_id = tenant
+  where pricing = 'priced' and ended_ms < until_ms
+)
+select * from made
+""")
 
 
 def _write_transactions(
@@ -242,28 +301,29 @@ def _write_transactions(
     rows = [
         {
             "request_id": item.event.request_id,
+            "day": events[item.event.request_id]["day"],
+            "tenant": item.event.tenant,
+            "model": item.event.model,
+            "ended_ms": item.event.ended_ms,
             "pricing": item.pricing.value,
             "price_id": item.price.price_id if item.price else None,
-            "chained": True,
+            "amount": str(item.amount.picousd),
         }
         for item in priced
     ]
-    written = insert_rows(
-        connection, ledger_transaction, rows, returning=["request_id", "transaction_id", "recorded_ms"]
-    )
+    written = connection.execute(_WRITE, {"rows": orjson.dumps(rows).decode()})
     made = {row.request_id: (row.transaction_id, row.recorded_ms) for row in written}
-    lines: list[dict[str, object]] = []
+    if len(made) < len(priced):
+        raise RecordedBefore
     links: list[ChainedEntry] = []
     digests = PriceDigests()
     for item in priced:
         event = item.event
         transaction_id, recorded_ms = made[event.request_id]
-        posted = postings(item)
-        lines += [posting_row(transaction_id, number, line) for number, line in enumerate(posted)]
         links.append(
             entry_of(
                 events[event.request_id],
-                [(line.account, line.holder, line.amount.picousd) for line in posted],
+                [(line.account, line.holder, line.amount.picousd) for line in postings(item)],
                 digests.of(item.price),
                 transaction_id=transaction_id,
                 request_id=event.request_id,
@@ -272,8 +332,13 @@ def _write_transactions(
                 recorded_ms=recorded_ms,
             )
         )
-    if lines:
-        insert_rows(connection, ledger_posting, lines)
+    add_to_hours(
+        connection,
+        (
+            (item.event, item.pricing.value, item.price.price_id if item.price else None, item.amount.picousd)
+            for item in priced
+        ),
+    )
     add_links(connection, heads, links)
 
 
@@ -328,7 +393,7 @@ def record_rejected(connection: Connection, rejected: Sequence[RejectedEntry]) -
     return len(connection.execute(statement, rows).all())
 
 
-def event_row(event: UsageEvent, digest: str) -> dict[str, Any]:
+def event_row(event: UsageEvent, digest: str, day: int) -> dict[str, Any]:
     """The columns of `usage_event`: the event's fields, of which those with tokens have a column for each
     kind.
     """
@@ -338,4 +403,4 @@ def event_row(event: UsageEvent, digest: str) -> dict[str, Any]:
         row |= {f"{tokens}_{kind}": count for kind, count in row.pop(tokens).items()}
     row |= {name: row.get(name, 0) for name in WRITTEN_COLUMNS}
     row["ignored"] = row["ignored"] or None
-    return row | {"kind": "request", "version": EVENT_VERSION, "digest": digest}
+    return row | {"kind": "request", "version": EVENT_VERSION, "digest": digest, "day": day}

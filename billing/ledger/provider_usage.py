@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, literal_column, select
 
+from billing.ledger.event_days import in_days
 from billing.moments import utc
 from billing.schema.ledger import TOLD, UNTOLD, usage_event
 
@@ -45,6 +46,7 @@ def provider_usage(
         )
         .where(
             of.kind == "request",
+            in_days(period.from_ms, period.until_ms),
             of.provider["kind"].as_string() == kind,
             of.ended_ms >= period.from_ms,
             of.ended_ms < period.until_ms,

@@ -13,6 +13,7 @@ from billing.catalogue.money import Money
 from billing.catalogue.price_book import prices_by_id
 from billing.catalogue.projection import read_cells
 from billing.ledger.entries import OWED_EVENTS, Pricing
+from billing.ledger.event_days import are_those, recorded
 from billing.ledger.receipt_parts import Receipt, merge_parts
 from billing.schema.ledger import (
     TOKEN_COLUMNS,
@@ -67,6 +68,9 @@ def _found(connection: Connection, client: redis.Redis, request_id: str) -> Rece
 
 
 def _recorded(connection: Connection, request_id: str) -> Receipt | None:
+    days = recorded(connection, [request_id])
+    if not days:
+        return None
     query = (
         select(
             usage_event,
@@ -75,7 +79,7 @@ def _recorded(connection: Connection, request_id: str) -> Receipt | None:
             ledger_posting.c.amount_picousd,
         )
         .select_from(OWED_EVENTS)
-        .where(usage_event.c.request_id == request_id)
+        .where(are_those(days))
     )
     row = connection.execute(query).mappings().one_or_none()
     if row is None:

@@ -29,6 +29,7 @@ from billing.catalogue.money import ZERO, Money, price_string
 from billing.catalogue.price_book import COST, SALE, Price, PriceList, prices_by_id
 from billing.ledger.cost import COST_AMOUNT, COST_PRICE
 from billing.ledger.entries import OWED_EVENTS, Pricing
+from billing.ledger.event_days import in_days
 from billing.moments import utc
 from billing.schema.ledger import (
     HOUR_MS,
@@ -311,7 +312,7 @@ def _costs(
 
 
 def _among(query: Select[Any], tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
-    query = query.where(_of.kind == "request")
+    query = query.where(_of.kind == "request", in_days(from_ms, until_ms))
     if tenant is not None:
         query = query.where(_of.tenant == tenant)
     if from_ms is not None:

@@ -47,10 +47,13 @@ WRITTEN_COLUMNS: Final = ("produced_written", "billed_written")
 TOTAL_COLUMNS: Final = ("billed_prompt", "billed_output", "absorbed_prompt", "absorbed_output")
 
 # `kind`: `request`, or `reconciliation` for tokens that the engine counted and no request's event could name.
+# Partitioned by `day` (UTC, days since 1970; `ledger.event_days`), in which a request ended. A request is
+# recorded once because the ledger has one first transaction for each.
 usage_event = Table(
     "usage_event",
     metadata,
     Column("request_id", Text, primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False, server_default=text("0")),
     Column("kind", Text, nullable=False, server_default="request"),
     Column("version", SmallInteger, nullable=False),
     Column("tenant", Text),
@@ -108,6 +111,7 @@ usage_event = Table(
     CheckConstraint("least(produced_written, billed_written) >= 0", name="written_not_negative"),
     Index(None, "tenant", "ended_ms"),
     Index(None, "instance", "epoch", "ended_ms"),
+    postgresql_partition_by="range (day)",
 )
 
 # A request whose event does not have the engine's final count. A dead gateway's last checkpoint may be of a
@@ -221,7 +225,9 @@ ledger_transaction = Table(
     metadata,
     Column("transaction_id", BigInteger, Identity(always=True), primary_key=True),
     Column("kind", Text, nullable=False, server_default="request"),
-    Column("request_id", Text, ForeignKey(usage_event.c.request_id)),
+    Column("request_id", Text),
+    # The partition of its event.
+    Column("day", Integer, nullable=False, server_default=text("0")),
     Column("subject", Text),
     Column("pricing", Text),
     Column("price_id", BigInteger, ForeignKey(price.c.price_id)),
@@ -229,6 +235,8 @@ ledger_transaction = Table(
     Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
     # Whether it was put into a chain (`schema.chain`) as it was written; others wait for that.
     Column("chained", Boolean, nullable=False, server_default=text("false")),
+    # Whether its writer has added it to the sums by hour and said that it is late; else triggers do.
+    Column("counted", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("pricing in ('priced', 'unpriced', 'quarantined', 'nothing_billed')", name="pricing"),
     CheckConstraint(
         "(kind = 'request') = (request_id is not null) and (kind = 'request') = (pricing is not null) and "
@@ -238,12 +246,14 @@ ledger_transaction = Table(
     UniqueConstraint("kind", "subject"),
     CheckConstraint("(pricing = 'priced') = (price_id is not null)", name="priced_by"),
     CheckConstraint("corrects is null or pricing = 'priced'", name="corrected_by"),
-    Index(None, "request_id"),
+    # What makes a request be billed once, also when its event is gone: one that corrects nothing.
     Index(
-        "uq_ledger_transaction_first",
+        "uq_ledger_transaction_request",
         "request_id",
+        "corrects",
         unique=True,
-        postgresql_where=text("corrects is null"),
+        postgresql_where=text("request_id is not null"),
+        postgresql_nulls_not_distinct=True,
     ),
     # The few that wait for a person: each half-minutely audit counts them.
     Index(
@@ -286,7 +296,7 @@ usage_rejected = Table(
 usage_conflict = Table(
     "usage_conflict",
     metadata,
-    Column("request_id", Text, ForeignKey(usage_event.c.request_id), primary_key=True),
+    Column("request_id", Text, primary_key=True),
     Column("digest", Text, primary_key=True),
     Column("raw", LargeBinary, nullable=False),
     Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
@@ -339,7 +349,7 @@ request_difference = Table(
 reconciled_request = Table(
     "reconciled_request",
     metadata,
-    Column("request_id", Text, ForeignKey(usage_event.c.request_id), primary_key=True),
-    Column("reconciliation", Text, ForeignKey(usage_event.c.request_id)),
+    Column("request_id", Text, primary_key=True),
+    Column("reconciliation", Text),
     Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
 )

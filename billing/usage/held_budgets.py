@@ -7,10 +7,10 @@ import json
 from typing import Any, Final
 
 import redis
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 
 from billing.catalogue import budget_publication, budgets
-from billing.schema.ledger import usage_event
+from billing.ledger.event_days import recorded
 from billing.wire import redis_keys
 from billing.wire.redis_clock import now_ms
 
@@ -25,10 +25,8 @@ def sweep(engine: Engine, client: redis.Redis) -> None:
         ended: dict[str, list[str]] = {}
         for tenant_id in budgets.of_tenants(connection, None):
             held = _held_before(client, tenant_id, before_ms)
-            recorded = set(
-                connection.scalars(select(usage_event.c.request_id).where(usage_event.c.request_id.in_(held)))
-            )
-            gone = [each for each, cell in held.items() if each in recorded or _is_gone(client, cell, each)]
+            known = recorded(connection, held)
+            gone = [each for each, cell in held.items() if each in known or _is_gone(client, cell, each)]
             if gone:
                 ended[tenant_id] = gone
         if ended:

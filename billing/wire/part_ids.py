@@ -13,6 +13,11 @@ def part_id(request_id: str, number: int) -> str:
     return f"{request_id}-{number}"
 
 
+def is_later_part(part: str) -> bool:
+    """As `LATER_PART_LIKE` says it."""
+    return part.startswith("req_") and "-" in part[4:]
+
+
 def part_number(part: str, request_id: str) -> int:
     """Which part of the request this is; the first one has the request's own id."""
     return int(part.removeprefix(request_id)[1:] or 1)

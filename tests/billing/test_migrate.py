@@ -8,7 +8,7 @@ from pathlib import Path
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, MetaData, create_engine, select, text
+from sqlalchemy import Connection, Engine, MetaData, create_engine, select, text
 
 import billing.schema.accounts
 import billing.schema.batches
@@ -32,7 +32,7 @@ def test_the_migrated_schema_is_the_one_in_the_code(database_url: str) -> None:
     upgrade(database_url)
     engine = create_engine(database_url)
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        assert _differences(connection) == []
     engine.dispose()
 
 
@@ -73,8 +73,18 @@ def test_a_database_of_the_last_release_is_upgraded_and_keeps_every_value(databa
         kept = [{column: row[column] for column in rows[0]} for row in after[table]]
         assert kept == rows, table
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        assert _differences(connection) == []
     engine.dispose()
+
+
+def _differences(connection: Connection) -> list[object]:
+    """Of the tables in the code and in the database, whose partitions are no tables of their own."""
+
+    def is_whole(name: str | None, type_: str, _: object) -> bool:
+        return type_ != "table" or not str(name).startswith("usage_event_d")
+
+    context = MigrationContext.configure(connection, opts={"include_name": is_whole})
+    return list(compare_metadata(context, metadata))
 
 
 def _rows(engine: Engine) -> dict[str, list[dict[str, object]]]:

@@ -84,7 +84,7 @@ def test_every_entry_is_in_the_chain_of_its_tenant_in_the_order_of_recording(boo
 
 
 def test_every_column_of_an_event_is_hashed() -> None:
-    assert {column.name for column in usage_event.c} == {*PUBLIC, *INTERNAL, "recorded_ms"}
+    assert {column.name for column in usage_event.c} == {*PUBLIC, *INTERNAL, "recorded_ms", "day"}
 
 
 _EVENT = "not as it was recorded: the usage event of these requests"

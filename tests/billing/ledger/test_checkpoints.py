@@ -8,7 +8,7 @@ from sqlalchemy.exc import DatabaseError
 
 from billing.accounts import audit_log
 from billing.findings import FindingKind
-from billing.ledger.chain import ENTRIES, ENTRY_COLUMNS, HOUSE, add_links, lock_heads, stored_entry
+from billing.ledger.chain import ENTRY_COLUMNS, HOUSE, add_links, lock_heads, read_entries, stored_entry
 from billing.ledger.chain_check import check_chains
 from billing.ledger.checkpoints import (
     AUDIT_LOG,
@@ -41,7 +41,7 @@ def chain_at(connection: Connection, subject: str, moment_ms: int) -> None:
         {"subject": subject, "moment_ms": moment_ms},
     ).scalar_one()
     same = ledger_transaction.c.transaction_id == made
-    row = connection.execute(select(*ENTRY_COLUMNS).select_from(ENTRIES).where(same)).mappings().one()
+    (row,) = read_entries(connection, select(*ENTRY_COLUMNS).where(same))
     add_links(connection, lock_heads(connection, [HOUSE]), [stored_entry(row, "")])
 
 
