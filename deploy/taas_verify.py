@@ -137,6 +137,8 @@ class Invoices:
         self._documents: list[dict[str, Any]] = []
         # By credit notes, of each invoice: so far.
         self._given_back: Counter[str] = Counter()
+        # Those of which entries cannot be added up: their events were dropped.
+        self._unknown: set[str] = set()
         self._own: dict[str, Counter[tuple[Any, ...]]] = {}
         self._late: dict[str, Counter[tuple[Any, ...]]] = {}
 
@@ -194,10 +196,22 @@ class Invoices:
                         sums[document["number"]].update({(*group, kind): tokens[kind] for kind in KINDS})
             before = max(before, upto)
 
+    def cannot_add(self, entry: dict[str, Any], chained_ms: int) -> None:
+        """An entry that may be on invoices, without the event that would say so."""
+        for document in self._documents:
+            if entry["entry"] <= document["ledger_upto"] and chained_ms >= document["period"]["from_ms"]:
+                self._unknown.add(document["number"])
+
     def compare(self, header: dict[str, Any]) -> None:
         """Lines of usage with what the entries add up to, where the export has all of the period."""
         for number, document in enumerate(self._documents):
             name, period = document["number"], document["period"]
+            if name in self._unknown:
+                self._report.notes.append(
+                    f"invoice {name}: its tokens were not added up, because retention has dropped usage "
+                    "events that it counts"
+                )
+                continue
             if header["from_ms"] > period["from_ms"] or header["until_ms"] < document["issued_ms"]:
                 self._report.notes.append(
                     f"invoice {name}: its tokens were not added up, because the export has not all of "
@@ -372,7 +386,7 @@ class Chain:
         if record["position"] != self.position + 1:
             report.differs(f"{what}: it follows position {self.position}")
         digests = {
-            "event": digest(event) if event else "",
+            "event": digest(event) if event else record.get("dropped", {}).get("event", ""),
             "internal": record.get("internal", ""),
             "postings": digest({"lines": lines}) if lines else "",
             "price": self._digests.get(price, "unknown") if price else "",
@@ -407,6 +421,10 @@ class Chain:
         report.expect(f"{what}: its amount, by what is posted to its tenant", amount, owed)
         if facts.get("pricing") != "priced":
             report.expect(f"{what}: its amount, as it has no price", amount, 0)
+            return
+        if "dropped" in record:
+            report.checked["entries without their event (dropped by retention)"] += 1
+            self._invoices.cannot_add(facts, record["chained_ms"])
             return
         price = self._prices.get(record.get("price_id", 0))
         if price is None:

@@ -22,7 +22,8 @@ from billing.exports.table import FileForm, write
 from billing.ledger.checkpoints import AUDIT_LOG, Checkpoint, list_checkpoints
 from billing.ledger.usage_export import export_usage, span_of
 from billing.page import PageRequest
-from billing.refusals import Invalid
+from billing.refusals import Conflict, Invalid
+from billing.ledger.dropped import has_dropped_links
 from billing.schema.clock import database_now_ms
 from billing.wire.evidence import public_pem
 
@@ -97,6 +98,11 @@ def export(
             file = focus_file(control, asked, version, dataset, as_, columns)
             return StreamingResponse(_pieces(file), media_type=_TABLES[as_])
         span = span_of(connection, found.tenant_id, since, until_ms)
+        if format != "ndjson" and has_dropped_links(connection, found.tenant_id, span.first, span.last):
+            raise Conflict(
+                "Retention has dropped usage events that were recorded then: only ndjson has their proofs.",
+                param="from", code="usage_dropped",
+            )  # fmt: skip
 
     def requests() -> Iterator[RecordedRequest]:
         with control.reading() as connection:

@@ -4,7 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, delete, func, insert, literal, or_, select, true, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from billing.catalogue.names import new_id
@@ -16,6 +29,7 @@ from billing.refusals import Invalid, NotFound
 from billing.schema.chain import usage_chain, usage_chain_head
 from billing.schema.exports import sink as table
 from billing.schema.exports import sink_position, sink_skipped
+from billing.schema.retention import dropped_event
 from billing.wire.webhooks import new_secret
 
 _PREFIX: Final = "snk_"
@@ -107,6 +121,11 @@ def create(
         )
     if form is Form.STRIPE and customer is None:
         raise Invalid("Stripe knows the tenant by its customer's id (cus_…).", param="customer")
+    since = usage_chain.c.chained_ms >= from_ms if from_ms is not None else false()
+    whose = true() if tenant_id is None else usage_chain.c.chain == tenant_id
+    same = usage_chain.c.transaction_id == dropped_event.c.transaction_id
+    if connection.execute(select(exists().where(same, since, whose))).scalar_one():
+        raise Invalid("Usage events that were recorded then were dropped by retention.", param="from")
     row = connection.execute(
         insert(table)
         .values(

@@ -36,6 +36,7 @@ from billing.invoices.reading import (
 from billing.invoices.store import Stored
 from billing.invoices.terms import capacity_charges, list_terms, read_tiers, stored_tiers, terms_at
 from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
+from billing.ledger.dropped import has_dropped_late, is_dropped
 from billing.ledger.event_days import in_days
 from billing.moments import utc
 from billing.refusals import Conflict, Invalid
@@ -241,8 +242,23 @@ def compute_again(connection: Connection, number: str) -> bytes:
     return draft_again(connection, store.find(connection, number)).document(number)
 
 
+def is_countable(connection: Connection, stored: Stored) -> bool:
+    """Whether all usage of an invoice can still be read: retention has dropped none of it."""
+    before = store.before(connection, stored)
+    after = 0 if before is None else before.ledger_upto
+    return not (
+        is_dropped(connection, stored.from_ms, stored.until_ms)
+        or has_dropped_late(connection, stored.tenant_id, after, stored.ledger_upto)
+    )
+
+
 def draft_again(connection: Connection, stored: Stored) -> Draft:
-    """What an invoice was made of, read again."""
+    """What an invoice was made of, read again. Raises Conflict unless it is countable."""
+    if not is_countable(connection, stored):
+        raise Conflict(
+            f"{stored.number} cannot be computed again: retention has dropped usage events that it counts.",
+            code="usage_dropped",
+        )
     before = store.before(connection, stored)
     used = [
         *used_late(

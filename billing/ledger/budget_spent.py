@@ -13,9 +13,9 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.catalogue.budget_periods import Per
 from billing.catalogue.budgets import Budget, of_tenants
 from billing.catalogue.price_book import hold_prices
-from billing.ledger.entries import OWED_EVENTS, RecordedEvent
+from billing.ledger.entries import RecordedEvent
+from billing.ledger.usage_report import usage_between
 from billing.schema.budgets import budget_spent
-from billing.schema.ledger import ledger_posting, usage_event
 
 # What is on no invoice yet though its moment is: recorded after that invoice.
 _LATE: Final = text("""
@@ -75,21 +75,12 @@ def recount(connection: Connection, budgets: Sequence[Budget]) -> None:
     if budgets:
         hold_prices(connection)
     for budget in budgets:
-        query = (
-            select(func.coalesce(func.sum(ledger_posting.c.amount_picousd), 0))
-            .select_from(OWED_EVENTS)
-            .where(
-                usage_event.c.kind == "request",
-                usage_event.c.tenant == budget.tenant_id,
-                usage_event.c.ended_ms >= budget.from_ms,
-            )
-        )
-        if budget.until_ms is not None:
-            query = query.where(usage_event.c.ended_ms < budget.until_ms)
+        usage = usage_between(budget.tenant_id, budget.from_ms, budget.until_ms).c
+        query = select(func.coalesce(func.sum(usage.amount_picousd), 0))
         if budget.project_id is not None:
-            query = query.where(usage_event.c.project == budget.project_id)
+            query = query.where(usage.project == budget.project_id)
         if budget.key_id is not None:
-            query = query.where(usage_event.c.key_id == budget.key_id)
+            query = query.where(usage.key_id == budget.key_id)
         amount = connection.execute(query).scalar_one()
         if budget.per is Per.PREPAID:
             amount += connection.execute(_LATE, {"tenant": budget.tenant_id}).scalar_one()

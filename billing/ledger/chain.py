@@ -17,6 +17,7 @@ from billing.catalogue.price_book import Price, prices_by_id
 from billing.ledger.bulk_insert import insert_rows
 from billing.ledger.chain_entry import NO_HASH, Parts, digest, entry, link, parts_of, price_document
 from billing.ledger.checkpoints import DAY_MS, note_days
+from billing.ledger.dropped import proofs_of
 from billing.ledger.event_days import are_those
 from billing.schema.chain import usage_chain, usage_chain_head, usage_unchained
 from billing.schema.clock import database_now_ms
@@ -118,10 +119,15 @@ def entry_of(
     recorded_ms: int,
     kind: str | None = None,
     subject: str | None = None,
+    dropped: tuple[str, str] | None = None,
 ) -> ChainedEntry:
     """Of the columns of its event (None: it is of none) and of its transaction, and its postings in order
-    (account, holder, pico-dollars). `kind` and `subject`: of an entry that is not of a request.
+    (account, holder, pico-dollars). `kind` and `subject`: of an entry that is not of a request. `dropped`:
+    the digests of its event's parts, in its place.
     """
+    parts = parts_of(event, lines, price_digest)
+    if dropped is not None:
+        parts = replace(parts, event=dropped[0], internal=dropped[1])
     owed = sum([amount for account, _, amount in lines if account == _OWED])
     return ChainedEntry(
         chain=HOUSE if event is None else event.get("tenant") or HOUSE,
@@ -132,7 +138,7 @@ def entry_of(
             "request_id": request_id, "pricing": pricing, "corrects": corrects, "recorded_ms": recorded_ms,
             "amount_picousd": str(owed), "kind": kind, "subject": subject, "entry": transaction_id,
         },
-        parts=parts_of(event, lines, price_digest),
+        parts=parts,
     )  # fmt: skip
 
 
@@ -177,7 +183,8 @@ _NO_EVENT: Final = dict.fromkeys(column.name for column in _EVENT_COLUMNS)
 
 def read_entries(connection: Connection, query: Select[Any]) -> list[dict[str, Any]]:
     """The rows of a query with `ENTRY_COLUMNS`, each with the columns of its event, which are None if there
-    is none. Events are read apart, so that only the partitions of their days are.
+    is none; then `dropped` has the digests that retention has left of it. Events are read apart, so that only
+    the partitions of their days are.
     """
     rows = connection.execute(query).mappings().all()
     days = {row["of_request"]: row["of_day"] for row in rows if row["of_request"] is not None}
@@ -185,7 +192,10 @@ def read_entries(connection: Connection, query: Select[Any]) -> list[dict[str, A
     if days:
         found = connection.execute(select(*_EVENT_COLUMNS).where(are_those(days))).mappings()
         events = {(each["request_id"], each["day"]): each for each in found}
-    return [{**row, **events.get((row["of_request"], row["of_day"]), _NO_EVENT)} for row in rows]
+    read = [{**row, **events.get((row["of_request"], row["of_day"]), _NO_EVENT)} for row in rows]
+    gone = [row["transaction_id"] for row in read if row["of_request"] and row["request_id"] is None]
+    proofs = proofs_of(connection, gone) if gone else {}
+    return [{**row, "dropped": proofs.get(row["transaction_id"])} for row in read]
 
 
 def stored_entry(row: Mapping[Any, Any], price_digest: str) -> ChainedEntry:
@@ -201,6 +211,7 @@ def stored_entry(row: Mapping[Any, Any], price_digest: str) -> ChainedEntry:
         recorded_ms=row["entry_recorded_ms"],
         kind=None if row["of_request"] is not None else row["entry_kind"],
         subject=row["subject"],
+        dropped=row["dropped"],
     )
 
 

@@ -139,7 +139,8 @@ def _check_link(row: Mapping[Any, Any], last: _Last, price_digest: str, report: 
     stored: bytes = row["hash"]
     previous = [each for each in dict.fromkeys((last.hash, last.expected)) if each]
     last.position, last.hash, last.expected = row["position"], stored.hex(), ""
-    if row["transaction_id"] is None or (row["of_request"] is not None and row["request_id"] is None):
+    gone = row["of_request"] is not None and row["request_id"] is None and row["dropped"] is None
+    if row["transaction_id"] is None or gone:
         report.differs("entries of the ledger that are gone, or whose usage event is", name)
         return
     item = stored_entry(row, price_digest)

@@ -24,6 +24,7 @@ left join ledger_transaction t using (request_id, day) where t.transaction_id is
 _WITHOUT_EVENT: Final = """
 select t.request_id as id from ledger_transaction t
 left join usage_event e using (request_id, day) where t.request_id is not null and e.request_id is null
+  and not exists (select from dropped_event d where d.transaction_id = t.transaction_id)
 """
 _MISPRICED: Final = f"""
 select t.request_id as id
@@ -41,7 +42,12 @@ select coalesce(s.instance, t.instance) || ' ' || coalesce(s.epoch, t.epoch) as 
 from (
   select instance, epoch, sum(billed_prompt) as billed_prompt, sum(billed_output) as billed_output,
          sum(absorbed_prompt) as absorbed_prompt, sum(absorbed_output) as absorbed_output
-  from usage_event group by instance, epoch
+  from (
+    select instance, epoch, billed_prompt, billed_output, absorbed_prompt, absorbed_output from usage_event
+    union all
+    select instance, epoch, billed_prompt, billed_output, absorbed_prompt, absorbed_output from dropped_total
+  ) each
+  group by instance, epoch
 ) s
 full join usage_total t on s.instance = t.instance and s.epoch = t.epoch
 where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output)
@@ -58,14 +64,14 @@ from (
   join ledger_transaction t on t.request_id = e.request_id and t.day = e.day
     and not exists (select from ledger_transaction c where c.corrects = t.transaction_id)
   left join ledger_posting r on r.transaction_id = t.transaction_id and r.account = 'receivable'
-  where e.kind = 'request'
+  where e.kind = 'request' and e.ended_ms / {HOUR_MS} / 24 not in (select day from dropped_day)
   group by 1, 2
 ) s
 full join (
   select tenant, hour, sum(billed_prompt) as billed_prompt, sum(billed_output) as billed_output,
     sum(absorbed_prompt) as absorbed_prompt, sum(absorbed_output) as absorbed_output,
     sum(units_mu) as units_mu, sum(amount_picousd) as amount_picousd
-  from usage_hour group by tenant, hour
+  from usage_hour where hour / 24 not in (select day from dropped_day) group by tenant, hour
 ) h on s.tenant = h.tenant and s.hour = h.hour
 where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output, s.units_mu, s.amount_picousd)
   is distinct from (h.billed_prompt, h.billed_output, h.absorbed_prompt, h.absorbed_output, h.units_mu,

@@ -51,7 +51,7 @@ def days_of(connection: Connection, ended_ms: Iterable[int]) -> dict[int, int]:
     first, last = row.today - _DAYS_BACK, row.today + _DAYS_AHEAD
     for day in row.missing:
         if first <= day <= last:
-            _make(connection, day)
+            make(connection, day)
     return {moment: day if first <= (day := moment // DAY_MS) <= last else NO_DAY for moment in moments}
 
 
@@ -60,13 +60,15 @@ def make_ahead(connection: Connection) -> None:
     today = connection.execute(_LOOK, {"days": []}).one().today
     row = connection.execute(_LOOK, {"days": list(range(today, today + _MADE_AHEAD + 1))}).one()
     for day in row.missing:
-        _make(connection, day)
+        make(connection, day)
 
 
-def _make(connection: Connection, day: int) -> None:
-    """Without waiting for those who read or record, as `create table … partition of` would."""
+def make(connection: Connection, day: int) -> None:
+    """Make a day's partition, without waiting for those who read or record, as `create table … partition of`
+    would.
+    """
     connection.execute(text("lock table usage_event in share update exclusive mode"))
-    name = f"usage_event_d{day}"
+    name = partition(day)
     if connection.execute(text("select to_regclass(:name)"), {"name": name}).scalar_one() is not None:
         return
     for statement in (
@@ -76,6 +78,11 @@ def _make(connection: Connection, day: int) -> None:
         f"alter table usage_event attach partition {name} for values from ({day}) to ({day + 1})",
     ):
         connection.execute(text(statement))
+
+
+def partition(day: int) -> str:
+    """The table of a day."""
+    return f"usage_event_d{day}"
 
 
 def in_days(from_ms: int | None, until_ms: int | None) -> ColumnElement[bool]:

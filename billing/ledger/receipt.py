@@ -12,6 +12,7 @@ from sqlalchemy import Connection, select
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import prices_by_id
 from billing.catalogue.projection import read_cells
+from billing.ledger.dropped import refuse_dropped_request
 from billing.ledger.entries import OWED_EVENTS, Pricing
 from billing.ledger.event_days import are_those, recorded
 from billing.ledger.receipt_parts import Receipt, merge_parts
@@ -83,6 +84,7 @@ def _recorded(connection: Connection, request_id: str) -> Receipt | None:
     )
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
+        refuse_dropped_request(connection, request_id)
         return None
     pricing = Pricing(row["pricing"])
     price = (

@@ -26,6 +26,7 @@ from sqlalchemy import (
 
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import prices_by_id
+from billing.ledger.dropped import refuse_dropped
 from billing.ledger.usage_report import tokens_by_kind, usage_between, usage_of_requests
 from billing.schema.catalogue import instance, model
 from billing.schema.catalogue import tenant as tenant_table
@@ -167,6 +168,7 @@ def _source(connection: Connection, wanted: Wanted) -> tuple[FromClause, ColumnE
     if wanted.width_ms >= HOUR_MS:
         hours = usage_between(wanted.tenant_id, wanted.from_ms, wanted.until_ms)
         return hours, hours.c.hour.op("/")(literal_column(str(wanted.width_ms // HOUR_MS)))
+    refuse_dropped(connection, wanted.from_ms, wanted.until_ms)
     minute = usage_event.c.ended_ms.op("/")(literal_column(str(wanted.width_ms))).label("minute")
     query = usage_of_requests(wanted.tenant_id, wanted.from_ms, wanted.until_ms).add_columns(minute)
     if wanted.tenant_id is None:

@@ -93,10 +93,12 @@ def _entry(row: Mapping[Any, Any], price: Price | None, price_digest: str) -> di
         "chained_ms": row["chained_ms"],
         "entry": {name: value for name, value in item.facts.items() if value},
         "event": None if row["request_id"] is None else public_part(row),
+        # In place of an event that retention has dropped.
+        "dropped": None if row["dropped"] is None else {"event": row["dropped"][0]},
         "internal": item.parts.internal,
         "postings": lines,
         "price_id": row["price_id"],
-        "receipt": None if price is None else _receipt(row, price),
+        "receipt": None if price is None or row["dropped"] else _receipt(row, price),
         "parts": row["parts"].hex(),
         "hash": row["hash"].hex(),
     }

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from billing.catalogue.money import ZERO, Money, price_string
 from billing.catalogue.price_book import COST, SALE, Price, PriceList, prices_by_id
 from billing.ledger.cost import COST_AMOUNT, COST_PRICE
+from billing.ledger.dropped import refuse_dropped
 from billing.ledger.entries import OWED_EVENTS, Pricing
 from billing.ledger.event_days import in_days
 from billing.moments import utc
@@ -210,6 +211,8 @@ def report_usage(
     until_ms: int | None = None,
 ) -> UsageReport:
     """The usage of one tenant, or of all, of requests that ended in [from, until)."""
+    for begins_ms, ends_ms in read_from_requests(from_ms, until_ms):
+        refuse_dropped(connection, begins_ms, ends_ms)
     usage = usage_between(tenant, from_ms, until_ms)
     columns = [_grouped(usage.c, each).label(f"by_{each.value}") for each in by]
     query = (
@@ -239,6 +242,16 @@ def report_usage(
         items=_items(connection, usage),
         cost_items=_cost_items(connection, among),
     )
+
+
+def read_from_requests(from_ms: int | None, until_ms: int | None) -> list[tuple[int, int]]:
+    """What `usage_between` reads from requests: parts of hours."""
+    parts = []
+    if from_ms is not None and from_ms % HOUR_MS:
+        parts.append((from_ms, from_ms + -from_ms % HOUR_MS))
+    if until_ms is not None and until_ms % HOUR_MS:
+        parts.append((until_ms // HOUR_MS * HOUR_MS, until_ms))
+    return parts
 
 
 def usage_between(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Subquery:

@@ -19,7 +19,8 @@ import billing.schema.chain
 import billing.schema.exports
 import billing.schema.findings
 import billing.schema.invoices
-import billing.schema.ledger  # noqa: F401
+import billing.schema.ledger
+import billing.schema.retention  # noqa: F401
 from billing.migrate import alembic_config, upgrade
 from billing.schema.metadata import metadata
 
