@@ -7,6 +7,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, func, select
 
 from billing.findings import FindingKind
+from billing.ledger.event_days import are_those, recorded
 from billing.schema.findings import engine_balance, finding
 from billing.schema.ledger import HOUR_MS, usage_event, usage_hour
 
@@ -72,5 +73,5 @@ def _used(connection: Connection, tenant_id: str, from_ms: int, until_ms: int) -
 
 def _own(connection: Connection, tenant_id: str, ids: set[str]) -> set[str]:
     of = usage_event.c
-    query = select(of.request_id).where(of.request_id.in_(sorted(ids)), of.tenant == tenant_id)
+    query = select(of.request_id).where(are_those(recorded(connection, ids)), of.tenant == tenant_id)
     return set(connection.execute(query).scalars()) if ids else set()
