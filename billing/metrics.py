@@ -77,6 +77,13 @@ class BillingMetrics:
             "Age of the oldest recorded request that a sink has not taken; 0 where there is none.",
             "sink",
         )
+        self.oldest_day = self.shared.gauge(
+            "taas_usage_oldest_day_seconds",
+            "When the oldest day began whose usage events are there, as Unix time.",
+        )
+        self.days_overdue = self.shared.gauge(
+            "taas_usage_days_overdue", "Days of usage events that are older than is kept and not final."
+        )
         self.shared.registry.register(self.inventory)
         self.registry.register(self.shared)
 

@@ -38,6 +38,7 @@ from billing.idempotency import forget_old
 from billing.inventory import read_inventory
 from billing.invoices.prepaid import renew_expired
 from billing.leadership import LeadersRounds
+from billing.ledger import retention
 from billing.ledger.chain import chain_waiting
 from billing.ledger.checkpoints import end_days, sign_days
 from billing.ledger.event_days import make_ahead
@@ -87,8 +88,8 @@ _BUDGETS_INTERVAL_MS: Final = 5_000
 # for one round.
 _CHAIN_BATCH: Final = 500
 _CHAIN_BATCHES: Final = 20
-# Partitions are made days ahead.
-_DAYS_INTERVAL_MS: Final = 600_000
+# Partitions are made days ahead; a day that is due is looked through.
+_DAYS_INTERVAL_MS: Final = 3_600_000
 # Answers are kept for a day, so one more or less matters little.
 _FORGET_INTERVAL_MS: Final = 600_000
 # Scripts of versions that were replaced take 40 kB each.
@@ -314,7 +315,7 @@ def _loops(
         _budget_loop(settings, stores, metrics),
         _chain_loop(settings, stores, metrics),
         _sink_loop(settings, stores, metrics),
-        _day_loop(stores, metrics),
+        _day_loop(settings, stores, metrics),
     ]
 
 
@@ -333,10 +334,14 @@ def _chain_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetr
     return Loop("chains", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
 
 
-def _day_loop(stores: _Stores, metrics: BillingMetrics) -> Loop:
+def _day_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetrics) -> Loop:
     def look() -> None:
         with stores.loops_engine.begin() as connection:
             make_ahead(connection)
+        if settings.usage_retention_days is not None:
+            metrics.days_overdue.set(retention.drop_due(stores.loops_engine, settings.usage_retention_days))
+        with stores.loops_engine.connect() as connection:
+            metrics.oldest_day.set((retention.oldest_ms(connection) or 0) / 1000)
 
     rounds = LeadersRounds(metrics.shared.leads, look, interval_ms=_DAYS_INTERVAL_MS)
     return Loop("days", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)

@@ -40,5 +40,7 @@ class BillingSettings(BaseSettings):
     evidence_key_file: Path | None = None
     # Who issues invoices, as they name it.
     issuer: str = Field(default="", max_length=200)
+    # So many days of usage events are kept, whole ones; None: all.
+    usage_retention_days: int | None = Field(default=None, ge=35, le=36_500)
     # Authorities, beyond the usual ones, that sign the certificates of engines and providers (PEM).
     upstream_ca_file: Path | None = None

@@ -105,7 +105,7 @@ def _add_usage_routes(
             raise RouteNotFound("There is no such request.")
         receipt = await find_receipt(billing, request_id, caller.tenant.tenant)
         if receipt is None:
-            raise RouteNotFound("There is no such request.")
+            raise RouteNotFound("There is no such request, or its usage is not kept any more.")
         return JSONResponse(receipt)
 
     @router.get("/v1/usage/me", summary="What you have used and may use", tags=["usage"])

@@ -51,6 +51,7 @@ from billing.api import (
     reclaims,
     requests,
     restarts,
+    retention,
     scrape_targets,
     sinks,
     tenants,
@@ -73,7 +74,7 @@ from billing.wire.certificates import checked_by
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, key_usage.router, limits.router,
     budgets.router, models.router, instances.router, prices.router, cost_prices.router, usage.router,
-    provider_usage.router, usage_proof.router, sinks.router, findings.router,
+    provider_usage.router, usage_proof.router, sinks.router, findings.router, retention.router,
     requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router,
     capacity.router, scrape_targets.router, evidence.router, restarts.router, adapters.router,
     machines.router, economics.router, economics_ahead.router, launches.router, autoscaling.router,
@@ -135,6 +136,7 @@ def build_app(
         http=http,
         evidence_key_file=settings.evidence_key_file,
         issuer=settings.issuer,
+        retention_days=settings.usage_retention_days,
     )
     app.state.auditor = auditor or Auditor(
         engine,

@@ -144,6 +144,8 @@ RIGHTS: Final[Mapping[str, frozenset[Role]]] = {
     "POST /admin/v1/sinks/{sink}/resume": _SELL,
     "DELETE /admin/v1/sinks/{sink}": _SELL,
     "GET /admin/v1/sinks/{sink}/skipped": _READ,
+    "GET /admin/v1/retention": _READ,
+    "POST /admin/v1/retention/drop": _PRICE,
     "GET /admin/v1/provider-usage": _READ,
     # It keeps nothing.
     "POST /admin/v1/provider-usage/compare": _READ,

@@ -99,7 +99,7 @@ def export(
             return StreamingResponse(_pieces(file), media_type=_TABLES[as_])
         span = span_of(connection, found.tenant_id, since, until_ms)
         if format != "ndjson" and has_dropped_links(connection, found.tenant_id, span.first, span.last):
-            raise Conflict(
+            raise Invalid(
                 "Retention has dropped usage events that were recorded then: only ndjson has their proofs.",
                 param="from", code="usage_dropped",
             )  # fmt: skip

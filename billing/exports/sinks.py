@@ -9,7 +9,6 @@ from sqlalchemy import (
     Row,
     delete,
     exists,
-    false,
     func,
     insert,
     literal,
@@ -121,11 +120,12 @@ def create(
         )
     if form is Form.STRIPE and customer is None:
         raise Invalid("Stripe knows the tenant by its customer's id (cus_…).", param="customer")
-    since = usage_chain.c.chained_ms >= from_ms if from_ms is not None else false()
-    whose = true() if tenant_id is None else usage_chain.c.chain == tenant_id
-    same = usage_chain.c.transaction_id == dropped_event.c.transaction_id
-    if connection.execute(select(exists().where(same, since, whose))).scalar_one():
-        raise Invalid("Usage events that were recorded then were dropped by retention.", param="from")
+    if from_ms is not None:
+        same = usage_chain.c.transaction_id == dropped_event.c.transaction_id
+        gone = exists().where(same, usage_chain.c.chained_ms >= from_ms)
+        gone = gone if tenant_id is None else gone.where(usage_chain.c.chain == tenant_id)
+        if connection.execute(select(gone)).scalar_one():
+            raise Invalid("Usage events that were recorded then were dropped by retention.", param="from")
     row = connection.execute(
         insert(table)
         .values(

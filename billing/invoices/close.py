@@ -253,9 +253,9 @@ def is_countable(connection: Connection, stored: Stored) -> bool:
 
 
 def draft_again(connection: Connection, stored: Stored) -> Draft:
-    """What an invoice was made of, read again. Raises Conflict unless it is countable."""
+    """What an invoice was made of, read again. Raises Invalid unless it is countable."""
     if not is_countable(connection, stored):
-        raise Conflict(
+        raise Invalid(
             f"{stored.number} cannot be computed again: retention has dropped usage events that it counts.",
             code="usage_dropped",
         )

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, exists, select
 
 from billing.ledger.event_days import DAY_MS
 from billing.moments import utc
-from billing.refusals import Conflict
+from billing.refusals import Invalid, NotFound
 from billing.schema.chain import usage_chain
 from billing.schema.invoices import late_transaction
 from billing.schema.ledger import ledger_transaction
@@ -30,11 +30,12 @@ def is_dropped(connection: Connection, from_ms: int, until_ms: int) -> bool:
 
 
 def refuse_dropped(connection: Connection, from_ms: int, until_ms: int) -> None:
-    """Raises Conflict if these requests cannot be read one by one any more."""
+    """Raises Invalid if these requests cannot be read one by one any more."""
     if is_dropped(connection, from_ms, until_ms):
-        raise Conflict(
+        raise Invalid(
             f"Requests that ended from {utc(from_ms)} to {utc(until_ms)} were dropped by retention. Sums of "
             "whole hours are kept.",
+            param="from",
             code="usage_dropped",
         )
 
@@ -60,12 +61,17 @@ def has_dropped_late(connection: Connection, tenant_id: str, after: int, upto: i
     return bool(connection.execute(select(these)).scalar_one())
 
 
-def refuse_dropped_request(connection: Connection, request_id: str) -> None:
-    """Raises Conflict if the event of this request was dropped."""
+def refuse_dropped_request(connection: Connection, request_id: str, tenant_id: str | None) -> None:
+    """Raises NotFound, which says so, if this request of this tenant (None: of any) was dropped."""
     of = ledger_transaction.c
-    same = of.transaction_id == dropped_event.c.transaction_id
-    if connection.execute(select(exists().where(same, of.request_id == request_id))).scalar_one():
-        raise Conflict(
+    query = select(usage_chain.c.chain).where(
+        of.request_id == request_id,
+        of.transaction_id == dropped_event.c.transaction_id,
+        of.transaction_id == usage_chain.c.transaction_id,
+    )
+    chain = connection.execute(query).scalars().first()
+    if chain is not None and tenant_id in {None, chain}:
+        raise NotFound(
             f"Request {request_id} was recorded, and its usage event was dropped by retention. Its entry of "
             "the ledger and the proof of its chain are kept.",
             param="request_id",

@@ -35,11 +35,13 @@ def find_receipt(
     connection: Connection, client: redis.Redis, request_id: str, *, tenant: str | None = None
 ) -> Receipt | None:
     """The receipt of this request. None if there is none, or if it is another tenant's. The client must not
-    decode responses.
+    decode responses. Raises NotFound, which says so, if retention has dropped it.
     """
     if "\x00" in request_id:
         return None
     receipt = _found(connection, client, request_id)
+    if receipt is None:
+        refuse_dropped_request(connection, request_id, tenant)
     if receipt is None or (tenant is not None and receipt.tenant != tenant):
         return None
     if not receipt.facts.get("stream"):
@@ -84,7 +86,6 @@ def _recorded(connection: Connection, request_id: str) -> Receipt | None:
     )
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
-        refuse_dropped_request(connection, request_id)
         return None
     pricing = Pricing(row["pricing"])
     price = (

@@ -5,6 +5,7 @@ can still be worked out from the start.
 Requests at providers stay as they are: what they cost may get a price later.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,15 +16,18 @@ from billing.catalogue.price_book import prices_by_id
 from billing.ledger.chain import ENTRY_COLUMNS, PriceDigests, read_entries, stored_entry
 from billing.ledger.chain_entry import entry, link
 from billing.ledger.event_days import DAY_MS, make, partition
-from billing.refusals import Conflict
+from billing.refusals import Conflict, NotFound
 from billing.schema.chain import usage_chain
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import ledger_transaction
 from billing.schema.retention import dropped_day
 
+_log = logging.getLogger(__name__)
+
 # What reads single events (audits of engines, limits of a day, batches) looks back this far at most.
 DAYS_LEAST: Final = 35
 _ENTRIES_AT_ONCE: Final = 1000
+_DAYS_A_ROUND: Final = 5
 # Recording waits for the moment in which a partition is taken away; that moment must not wait long.
 _LOCK_TIMEOUT: Final = "2s"
 
@@ -101,14 +105,11 @@ class Dropped:
     dropped_ms: int
 
 
-def due(connection: Connection, days_kept: int) -> list[Day]:
-    """The days that are older than so many, oldest first, each with what keeps it."""
+def due(connection: Connection, days_kept: int, *, most: int) -> list[Day]:
+    """The days that are older than so many, the `most` oldest first, each with what keeps it."""
     last = database_now_ms(connection) // DAY_MS - days_kept - 1
-    return [
-        Day(row.day, row.events, tuple(_blocked(connection, row.day)))
-        for row in connection.execute(_PARTITIONS).all()
-        if row.day <= last
-    ]
+    rows = [row for row in connection.execute(_PARTITIONS).all() if row.day <= last][:most]
+    return [Day(row.day, row.events, _blocked(connection, row.day)) for row in rows]
 
 
 def oldest_ms(connection: Connection) -> int | None:
@@ -117,14 +118,18 @@ def oldest_ms(connection: Connection) -> int | None:
     return None if row is None else int(row.day) * DAY_MS
 
 
-def dropped(connection: Connection) -> list[Dropped]:
+def dropped(connection: Connection, *, most: int) -> list[Dropped]:
     """What was dropped, the newest first."""
     of = dropped_day.c
-    query = select(of.day, of.events, of.kept, of.dropped_ms).order_by(of.dropped_id.desc())
+    query = select(of.day, of.events, of.kept, of.dropped_ms).order_by(of.dropped_id.desc()).limit(most)
     return [Dropped(*row) for row in connection.execute(query)]
 
 
-def _blocked(connection: Connection, day: int) -> Iterator[str]:
+def _blocked(connection: Connection, day: int) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_reasons(connection, day)))
+
+
+def _reasons(connection: Connection, day: int) -> Iterator[str]:
     """Why a day is not final, in words."""
     ends_ms = (day + 1) * DAY_MS
     books = connection.execute(_BOOKS).one_or_none()
@@ -153,23 +158,50 @@ def _of(day: int, statement: str) -> TextClause:
 
 
 def drop(engine: Engine, day: int) -> Dropped:
-    """Drop a day's events. What proves them is written first, some at a time, and only if each is as it was
-    chained. Raises Conflict if the day is not final, or if an event is not as it was recorded; DBAPIError if
-    readers do not let go of the partition in time: it may be called again.
+    """Drop a day's events. Raises what `refuse`, `prove` and `take_away` do."""
+    with engine.connect() as connection:
+        refuse(connection, day)
+    prove(engine, day)
+    with engine.begin() as connection:
+        return take_away(connection, day)
+
+
+def drop_due(engine: Engine, days_kept: int) -> int:
+    """Drop what is due and final of the oldest days that are due, some at a time. Returns how many are due
+    still. Raises SQLAlchemyError.
     """
     with engine.connect() as connection:
-        _refuse_unless_final(connection, day)
+        days = due(connection, days_kept, most=_DAYS_A_ROUND)
+    for each in days:
+        if not each.blocked:
+            try:
+                drop(engine, each.day)
+            except Conflict as exc:
+                _log.error("usage events of day %d are not dropped. %s", each.day, exc.message)
+    with engine.connect() as connection:
+        last = database_now_ms(connection) // DAY_MS - days_kept - 1
+        return sum(row.day <= last for row in connection.execute(_PARTITIONS))
+
+
+def refuse(connection: Connection, day: int) -> None:
+    """Raises NotFound if there are no events of this day; Conflict unless it is final, and old enough."""
+    if all(row.day != day for row in connection.execute(_PARTITIONS)):
+        raise NotFound("There are no usage events of this day.", param="day")
+    if day >= database_now_ms(connection) // DAY_MS - DAYS_LEAST:
+        raise Conflict(f"It is kept: {DAYS_LEAST} days are, in any case.", param="day", code="not_final")
+    if blocked := _blocked(connection, day):
+        raise Conflict(f"It is kept: {'; '.join(blocked)}.", param="day", code="not_final")
+
+
+def prove(engine: Engine, day: int) -> None:
+    """Write what proves a day's events, some at a time, if each is as it was chained. Again changes nothing.
+    Raises Conflict for an event that is not.
+    """
+    with engine.connect() as connection:
         ids = connection.execute(_of(day, _IDS)).scalars().all()
     for start in range(0, len(ids), _ENTRIES_AT_ONCE):
         with engine.begin() as connection:
             _prove(connection, day, ids[start : start + _ENTRIES_AT_ONCE])
-    with engine.begin() as connection:
-        return _take_away(connection, day)
-
-
-def _refuse_unless_final(connection: Connection, day: int) -> None:
-    if blocked := list(dict.fromkeys(_blocked(connection, day))):
-        raise Conflict(f"Day {day} is kept: {'; '.join(blocked)}.", code="not_final")
 
 
 def _prove(connection: Connection, day: int, ids: Sequence[str]) -> None:
@@ -194,7 +226,7 @@ def _prove(connection: Connection, day: int, ids: Sequence[str]) -> None:
         previous = bytes(32) if row["previous"] is None else row["previous"]
         if link(previous.hex(), entry({**place, **item.facts}, item.parts)) != row["hash"].hex():
             raise Conflict(
-                f"Day {day} is kept: request {row['of_request']} is not as it was chained.", code="not_final"
+                f"It is kept: request {row['of_request']} is not as it was chained.", code="not_final"
             )
         proofs.append({
             "transaction_id": row["transaction_id"], "event": bytes.fromhex(item.parts.event),
@@ -209,13 +241,16 @@ _ADD_PROOF: Final = text(
 )
 
 
-def _take_away(connection: Connection, day: int) -> Dropped:
+def take_away(connection: Connection, day: int) -> Dropped:
+    """Take a day's partition away, all of whose events are proved. Raises Conflict if something came since;
+    DBAPIError if readers do not let go of it in time: it may be called again.
+    """
     connection.execute(text(f"set local lock_timeout = '{_LOCK_TIMEOUT}'"))
     # Nothing is added to it from here on.
     connection.execute(_of(day, "lock table {partition} in share mode"))
-    _refuse_unless_final(connection, day)
+    refuse(connection, day)
     if connection.execute(_of(day, _UNPROVEN)).scalar_one():
-        raise Conflict(f"Day {day} is kept: usage came meanwhile.", code="not_final")
+        raise Conflict("It is kept: usage came meanwhile.", code="not_final")
     counts = connection.execute(_of(day, _COUNTS)).one()
     values = {"day": day, "events": counts.events, "kept": counts.kept}
     made = connection.execute(insert(dropped_day).values(values).returning(dropped_day)).one()

@@ -49,6 +49,7 @@ _COMMANDS: Final = {
     "books": ("deploy.cli.books", "books"),
     "usage": ("deploy.cli.usage", "usage"),
     "checkpoint": ("deploy.cli.checkpoint", "checkpoint"),
+    "retention": ("deploy.cli.retention", "retention"),
     "finding": ("deploy.cli.finding", "finding"),
     "sink": ("deploy.cli.sink", "sink"),
     "audit": ("deploy.cli.audit", "audit"),

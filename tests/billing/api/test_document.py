@@ -314,7 +314,7 @@ def test_what_every_operation_answers_is_what_the_document_says(
                  "provider-usage?provider=openai&from=2023-11-01&until=2023-12-01", "requests/req_1",
                  "requests/req_2", f"contracts/{draft}",
                  f"contracts/{draft}/history", "tenants/acme", f"keys/{key}", f"keys/{key}/usage",
-                 "usage/checkpoints?tenant=acme",
+                 "usage/checkpoints?tenant=acme", "retention", "retention?days=35",
                  "models/m", "pools/m", "autoscaling", "autoscaling/m", "batches", "credits",
                  "terms?tenant=acme", "invoices", "makers", "books", "/healthz"):  # fmt: skip
         ask("GET", path)
@@ -341,7 +341,14 @@ def test_what_every_operation_answers_is_what_the_document_says(
     every = {operation["operationId"] for _, _, operation in operations(document)}
     # A request that runs needs a gateway, a restart and evidence a worker, a batch its service: all have
     # tests of their own.
-    alone = {"requests_stop", "instances_restart", "evidence_show", "evidence_show_key", "usage_export"}
+    alone = {
+        "retention_drop",
+        "requests_stop",
+        "instances_restart",
+        "evidence_show",
+        "evidence_show_key",
+        "usage_export",
+    }
     assert every - ask.succeeded == alone | {
         "batches_show", "batches_cancel", "invoices_pdf", "invoices_give_back",
     }  # fmt: skip

@@ -1,10 +1,12 @@
 """Usage and receipts over the admin API: names beside ids, each tenant's own only, and exact amounts."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 import pytest
+import redis
 from fastapi.testclient import TestClient
 from msgspec.structs import replace
 from sqlalchemy import Engine
@@ -14,6 +16,7 @@ from billing.ledger.entries import ReceivedEvent, record_events
 from billing.ledger.usage_report import report_usage
 from tests.billing.api.conftest import SERVICE_KEY
 from tests.billing.events import event
+from tests.billing.ledger.test_retention import House
 
 Make = Callable[..., dict[str, Any]]
 AS_SERVICE = {"authorization": f"Bearer {SERVICE_KEY}"}
@@ -129,3 +132,23 @@ def test_a_receipt_is_for_its_tenant_and_the_admin_only(admin: TestClient, nobod
 
 def test_the_service_key_stops_nothing(nobody: TestClient, used):
     assert nobody.post("/admin/v1/requests/req_1/stop", headers=AS_SERVICE).status_code == 403
+
+
+def test_a_day_of_usage_events_is_dropped_when_it_is_final(
+    admin: TestClient, database: Engine, raw_redis: redis.Redis
+) -> None:
+    house = House(database, raw_redis)
+    day = {"day": datetime.fromtimestamp(house.day * 86_400, UTC).date().isoformat()}
+    assert admin.post("/admin/v1/retention/drop", json=day).json()["error"]["code"] == "not_final"
+    house.sign()
+    house.invoice()
+    house.close_books()
+    due = admin.get("/admin/v1/retention?days=35").json()["due"]
+    assert due[0] | {"events": 0} == {**day, "events": 0, "blocked": []}
+    assert admin.post("/admin/v1/retention/drop", json=day).json()["events"] == 3
+    shown = admin.get("/admin/v1/retention").json()
+    assert (shown["days"], shown["due"], shown["dropped"][0]["day"]) == (None, [], day["day"])
+    gone = admin.get("/admin/v1/requests/first_0")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "usage_dropped")
+    assert admin.post("/admin/v1/retention/drop", json=day).status_code == 404
+    assert any(each["kind"] == "dropped_day" for each in admin.get("/admin/v1/audit-log").json()["data"])

@@ -383,3 +383,11 @@ def test_a_sink_is_created_paused_resumed_and_removed_and_its_keys_are_not_shown
     assert "nothing was skipped" in taas("sink", "skipped", made["sink"]).stdout
     assert "is removed" in taas("sink", "remove", made["sink"]).stdout
     taas("sink", "skipped", made["sink"], exit_code=1)
+
+
+def test_retention_says_what_is_kept_and_drops_nothing_that_is_not_final(taas: Taas, told: Told):
+    found = told("retention", "show")
+    assert (found["days"], found["due"], found["dropped"]) == (None, [], [])
+    assert "kept" in taas("retention", "show", "--days", "90").stdout
+    assert "no day can be dropped" in taas("retention", "run", "--days", "90", "--yes").stdout
+    taas("retention", "run", "--days", "34", "--yes", exit_code=2)
