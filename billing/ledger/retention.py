@@ -16,7 +16,7 @@ from billing.catalogue.price_book import prices_by_id
 from billing.ledger.chain import ENTRY_COLUMNS, PriceDigests, read_entries, stored_entry
 from billing.ledger.chain_entry import entry, link
 from billing.ledger.event_days import DAY_MS, make, partition
-from billing.refusals import Conflict, NotFound
+from billing.refusals import Conflict
 from billing.schema.chain import usage_chain
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import ledger_transaction
@@ -184,9 +184,9 @@ def drop_due(engine: Engine, days_kept: int) -> int:
 
 
 def refuse(connection: Connection, day: int) -> None:
-    """Raises NotFound if there are no events of this day; Conflict unless it is final, and old enough."""
+    """Raises Conflict unless there are events of this day, it is final, and old enough."""
     if all(row.day != day for row in connection.execute(_PARTITIONS)):
-        raise NotFound("There are no usage events of this day.", param="day")
+        raise Conflict("There are no usage events of this day.", param="day", code="already_dropped")
     if day >= database_now_ms(connection) // DAY_MS - DAYS_LEAST:
         raise Conflict(f"It is kept: {DAYS_LEAST} days are, in any case.", param="day", code="not_final")
     if blocked := _blocked(connection, day):

@@ -38,7 +38,8 @@ NOT_AUDITED = {
     "line_bill", "budget_spent", "api_key_use", "projection_outbox", "projection_state",
     "idempotent_request", "pool_past", "contract_history", "contract_hour", "contract_minute",
     "contract_shortfall", "reclaim_history", "document_series", "invoiced", "late_transaction", "credit_use",
-    "sink_position", "sink_skipped", "dropped_event", "dropped_total", "batch_file", "batch", "batch_line", "batch_part", "batch_runner",
+    "sink_position", "sink_skipped",
+    "dropped_event", "dropped_total", "batch_file", "batch", "batch_line", "batch_part", "batch_runner",
 }  # fmt: skip
 
 
