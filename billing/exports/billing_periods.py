@@ -19,6 +19,7 @@ from billing.invoices.lines import Reserved, Terms
 from billing.invoices.periods import days, name_before, next_name, period
 from billing.invoices.store import Stored
 from billing.invoices.terms import terms_at
+from billing.ledger.dropped import refuse_dropped_late
 from billing.ledger.entries import Pricing
 from billing.ledger.usage_report import CLASS, tokens_by_kind, usage_between
 from billing.schema.capacity import contract_minute
@@ -138,7 +139,10 @@ def credit_notes_of(connection: Connection, tenant_id: str, from_ms: int, until_
 
 
 def used_by_day(connection: Connection, tenant_id: str, each: BillingPeriod) -> Iterator[UsedInDay]:
-    """Priced usage of the period, and what is late on its invoice, by day."""
+    """Priced usage of the period, and what is late on its invoice, by day. Raises Invalid if retention has
+    dropped late usage of it or after it.
+    """
+    refuse_dropped_late(connection, tenant_id, each.after or 0)
     upto = None if each.invoice is None else each.invoice.ledger_upto
     if each.after is not None:
         yield from _late(connection, tenant_id, each.after, upto, each)
@@ -195,7 +199,12 @@ def _late_query(tenant_id: str, after: int, upto: int | None, before: str) -> Se
     )  # fmt: skip
     query = (
         select(*group, *tokens_by_kind(_of, "billed"))
-        .select_from(usage_event.join(ledger_transaction, ledger_transaction.c.request_id == _of.request_id))
+        .select_from(
+            usage_event.join(
+                ledger_transaction,
+                and_(ledger_transaction.c.request_id == _of.request_id, ledger_transaction.c.day == _of.day),
+            )
+        )
         .join(
             late_transaction,
             and_(

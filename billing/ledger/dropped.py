@@ -3,6 +3,7 @@ there.
 """
 
 from collections.abc import Collection
+from typing import Final
 
 from sqlalchemy import Connection, exists, select
 
@@ -13,6 +14,8 @@ from billing.schema.chain import usage_chain
 from billing.schema.invoices import late_transaction
 from billing.schema.ledger import ledger_transaction
 from billing.schema.retention import dropped_day, dropped_event
+
+_LAST: Final = 2**63 - 1
 
 
 def proofs_of(connection: Connection, transaction_ids: Collection[int]) -> dict[int, tuple[str, str]]:
@@ -59,6 +62,15 @@ def has_dropped_late(connection: Connection, tenant_id: str, after: int, upto: i
         of.transaction_id > after, of.transaction_id <= upto,
     )  # fmt: skip
     return bool(connection.execute(select(these)).scalar_one())
+
+
+def refuse_dropped_late(connection: Connection, tenant_id: str, after: int) -> None:
+    """Raises Invalid if some of a tenant's late usage after this entry was dropped."""
+    if has_dropped_late(connection, tenant_id, after, _LAST):
+        raise Invalid(
+            "Late usage of that time, or of after it, was dropped by retention.", param="from",
+            code="usage_dropped",
+        )  # fmt: skip
 
 
 def refuse_dropped_request(connection: Connection, request_id: str, tenant_id: str | None) -> None:
