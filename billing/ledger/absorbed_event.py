@@ -14,8 +14,9 @@ import orjson
 from sqlalchemy import Connection, RowMapping
 from sqlalchemy.dialects.postgresql import insert
 
-from billing.ledger.entries import Pricing, add_total
+from billing.ledger.entries import Pricing
 from billing.ledger.event_days import days_of, recorded
+from billing.ledger.running_totals import add_total
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import TOKEN_COLUMNS, TOTAL_COLUMNS, ledger_transaction, usage_event
 from billing.wire.ending import AbsorbReason, Ending, OtherReason

@@ -76,9 +76,8 @@ class UnbalancedError(AssertionError):
 
 def check_balanced(lines: Sequence[Posting]) -> None:
     """Raises `UnbalancedError` unless the lines sum to zero."""
-    total = sum((line.amount for line in lines), ZERO)
-    if total != ZERO:
-        raise UnbalancedError(f"postings sum to {total} USD")
+    if total := sum([line.amount.picousd for line in lines]):
+        raise UnbalancedError(f"postings sum to {Money(total)} USD")
 
 
 def record_entry(connection: Connection, kind: EntryKind, subject: str, lines: Sequence[Posting]) -> bool:

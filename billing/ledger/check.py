@@ -17,6 +17,13 @@ _IDS_MAX: Final = 20
 _UNBALANCED: Final = """
 select transaction_id::text as id from ledger_posting group by transaction_id having sum(amount_picousd) <> 0
 """
+_OF_NO_ENTRY: Final = """
+select transaction_id::text as id from ledger_posting p
+where not exists (select from ledger_transaction t where t.transaction_id = p.transaction_id)
+union
+select transaction_id::text from ledger_transaction t
+where price_id is not null and not exists (select from price p where p.price_id = t.price_id)
+"""
 _INCOMPLETE: Final = """
 select e.request_id as id from usage_event e
 left join ledger_transaction t using (request_id, day) where t.transaction_id is null
@@ -80,6 +87,7 @@ where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output, s
 _CHECKS: Final = (
     (FindingKind.LEDGER_UNBALANCED, "ledger transactions whose postings do not sum to zero", _UNBALANCED),
     (FindingKind.LEDGER_INCOMPLETE, "usage events without a ledger transaction", _INCOMPLETE),
+    (FindingKind.LEDGER_INCOMPLETE, "postings of no transaction, transactions of no price", _OF_NO_ENTRY),
     (FindingKind.LEDGER_INCOMPLETE, "entries of requests whose usage event is gone", _WITHOUT_EVENT),
     (
         FindingKind.LEDGER_MISPRICED,

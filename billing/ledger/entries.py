@@ -6,16 +6,16 @@ its postings and the running totals are written together or not at all.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import msgspec
 import orjson
-from msgspec.structs import asdict, replace
-from sqlalchemy import Connection, and_, exists, func, or_, select, text
+from msgspec.structs import replace
+from sqlalchemy import Connection, and_, exists, or_, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue.money import ZERO, Money
@@ -26,17 +26,14 @@ from billing.ledger.bulk_insert import insert_rows
 from billing.ledger.chain import ChainedEntry, PriceDigests, add_links, entry_of, lock_heads
 from billing.ledger.hour_sums import add_to_hours
 from billing.ledger.line_bill import bill_once
+from billing.ledger.running_totals import add_totals, note_use
 from billing.ledger.unsaid_provider import with_providers
-from billing.schema.catalogue import api_key_use
 from billing.schema.ledger import (
-    TOTAL_COLUMNS,
-    WRITTEN_COLUMNS,
     ledger_posting,
     ledger_transaction,
     usage_conflict,
     usage_event,
     usage_rejected,
-    usage_total,
 )
 from billing.wire.tokens import Tokens, UsageEventError
 from billing.wire.usage_event import EVENT_VERSION, UsageEvent
@@ -161,6 +158,11 @@ class Chargeable(Protocol):
     def started_ms(self) -> int: ...
 
 
+@lru_cache(maxsize=1024)
+def _scope(contract_id: str | None, class_: str | None) -> Scope:
+    return Scope(contract_id=contract_id, class_=class_)
+
+
 def price_scopes(event: Chargeable, book: PriceBook) -> Iterator[Scope]:
     """Where to look for the price of a request, the nearest first: its contract's own before everybody's; of
     each, that of batches for a line of one, that of its class, that of all. A request above its tenant's
@@ -172,7 +174,7 @@ def price_scopes(event: Chargeable, book: PriceBook) -> Iterator[Scope]:
     classes = (*(("batch",) if event.line else ()), str(event.class_), None)
     for holder in (*contracts, None):
         for class_ in classes:
-            yield Scope(contract_id=holder, class_=class_)
+            yield _scope(holder, class_)
 
 
 def postings(recorded: RecordedEvent) -> tuple[Posting, ...]:
@@ -237,7 +239,7 @@ def _record(connection: Connection, received: Sequence[ReceivedEvent], known: Se
     priced = tuple(price_event(event, book) for event in new)
     _write_transactions(connection, priced, rows)
     add_totals(connection, new)
-    _note_use(connection, new)
+    note_use(connection, new)
     return Recorded(priced, len(again) - len(conflicts), tuple(item.event.request_id for item in conflicts))
 
 
@@ -342,39 +344,6 @@ def _write_transactions(
     add_links(connection, heads, links)
 
 
-def _note_use(connection: Connection, events: Sequence[UsageEvent]) -> None:
-    """Record when keys were last used."""
-    latest: dict[str, int] = {}
-    for event in events:
-        latest[event.key_id] = max(event.ended_ms, latest.get(event.key_id, 0))
-    if latest:
-        # The same order everywhere, so that two consumers cannot deadlock.
-        rows = [{"key_id": key_id, "last_used_ms": latest[key_id]} for key_id in sorted(latest)]
-        statement = insert(api_key_use).values(rows)
-        newest = func.greatest(api_key_use.c.last_used_ms, statement.excluded.last_used_ms)
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=["key_id"], set_={"last_used_ms": newest})
-        )
-
-
-def add_totals(connection: Connection, events: Iterable[UsageEvent]) -> None:
-    """Add new events to the running totals of their instances."""
-    sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    for event in events:
-        add = (event.billed.prompt, event.billed.output, event.absorbed.prompt, event.absorbed.output)
-        total = sums[event.instance, event.epoch]
-        total[:] = [before + more for before, more in zip(total, add, strict=True)]
-    for (instance, epoch), total in sorted(sums.items()):
-        add_total(connection, instance, epoch, dict(zip(TOTAL_COLUMNS, total, strict=True)))
-
-
-def add_total(connection: Connection, instance: str, epoch: str, tokens: dict[str, int]) -> None:
-    """Add tokens (by the names of `TOTAL_COLUMNS`) to what one run of an engine was metered for."""
-    statement = insert(usage_total).values(instance=instance, epoch=epoch, **tokens)
-    sums = {name: usage_total.c[name] + statement.excluded[name] for name in TOTAL_COLUMNS}
-    connection.execute(statement.on_conflict_do_update(index_elements=["instance", "epoch"], set_=sums))
-
-
 def record_rejected(connection: Connection, rejected: Sequence[RejectedEntry]) -> int:
     """Store what could not be read, once per entry. Returns how many are new."""
     if not rejected:
@@ -393,14 +362,33 @@ def record_rejected(connection: Connection, rejected: Sequence[RejectedEntry]) -
     return len(connection.execute(statement, rows).all())
 
 
+# Fields that are columns as they are.
+_PLAIN: Final = (
+    "request_id", "tenant", "project", "key_id", "model", "pool", "cell", "instance", "epoch", "route",
+    "stream", "contract", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending",
+    "usage_source", "anomaly", "decision", "provider", "line", "units_mu", "http_status", "gateway", "orphan",
+)  # fmt: skip
+
+
 def event_row(event: UsageEvent, digest: str, day: int) -> dict[str, Any]:
     """The columns of `usage_event`: the event's fields, of which those with tokens have a column for each
     kind.
     """
-    row: dict[str, Any] = msgspec.to_builtins(asdict(event))
-    row["class"] = row.pop("class_")
-    for tokens in ("produced", "delivered", "billed", "absorbed"):
-        row |= {f"{tokens}_{kind}": count for kind, count in row.pop(tokens).items()}
-    row |= {name: row.get(name, 0) for name in WRITTEN_COLUMNS}
-    row["ignored"] = row["ignored"] or None
-    return row | {"kind": "request", "version": EVENT_VERSION, "digest": digest, "day": day}
+    produced, billed, absorbed = event.produced, event.billed, event.absorbed
+    return {
+        **{name: getattr(event, name) for name in _PLAIN},
+        "class": event.class_,
+        "weights": msgspec.to_builtins(event.weights),
+        "ignored": event.ignored or None,
+        "produced_prompt": produced.prompt, "produced_cached": produced.cached,
+        "produced_written": produced.written, "produced_output": produced.output,
+        "delivered_output": event.delivered.output,
+        "billed_prompt": billed.prompt, "billed_cached": billed.cached,
+        "billed_written": billed.written, "billed_output": billed.output,
+        "absorbed_prompt": absorbed.prompt, "absorbed_output": absorbed.output,
+        "absorbed_reasons": {
+            str(reason): {"prompt": each.prompt, "output": each.output}
+            for reason, each in absorbed.reasons.items()
+        },
+        "kind": "request", "version": EVENT_VERSION, "digest": digest, "day": day,
+    }  # fmt: skip

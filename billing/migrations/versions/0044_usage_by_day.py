@@ -25,11 +25,14 @@ _INDEXES = (
     ),
     ("ix_usage_event_provider", "ended_ms", "provider is not null"),
 )
+# Those to usage events, and those whose check of each row costs recording most.
 _FOREIGN_KEYS = (
-    ("ledger_transaction", "request_id"),
-    ("usage_conflict", "request_id"),
-    ("reconciled_request", "request_id"),
-    ("reconciled_request", "reconciliation"),
+    ("ledger_transaction", "request_id", "usage_event", "request_id"),
+    ("usage_conflict", "request_id", "usage_event", "request_id"),
+    ("reconciled_request", "request_id", "usage_event", "request_id"),
+    ("reconciled_request", "reconciliation", "usage_event", "request_id"),
+    ("ledger_posting", "transaction_id", "ledger_transaction", "transaction_id"),
+    ("ledger_transaction", "price_id", "price", "price_id"),
 )
 _COUNTS = (
     "requests", "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
@@ -97,8 +100,8 @@ def _triggers(*, by_day: bool) -> None:
 
 def upgrade() -> None:
     op.execute("lock table ledger_transaction, usage_event in access exclusive mode")
-    for table, column in _FOREIGN_KEYS:
-        op.drop_constraint(op.f(f"fk_{table}_{column}_usage_event"), table)
+    for table, column, to, _ in _FOREIGN_KEYS:
+        op.drop_constraint(op.f(f"fk_{table}_{column}_{to}"), table)
     op.add_column("ledger_transaction", sa.Column("day", sa.Integer(), server_default="0", nullable=False))
     op.add_column(
         "ledger_transaction", sa.Column("counted", sa.Boolean(), server_default=sa.false(), nullable=False)
@@ -178,7 +181,5 @@ def downgrade() -> None:
         )
     op.drop_column("ledger_transaction", "counted")
     op.drop_column("ledger_transaction", "day")
-    for table, column in _FOREIGN_KEYS:
-        op.create_foreign_key(
-            op.f(f"fk_{table}_{column}_usage_event"), table, "usage_event", [column], ["request_id"]
-        )
+    for table, column, to, key in _FOREIGN_KEYS:
+        op.create_foreign_key(op.f(f"fk_{table}_{column}_{to}"), table, to, [column], [key])
