@@ -19,8 +19,8 @@ from billing.ledger.event_days import DAY_MS, make, partition
 from billing.refusals import Conflict
 from billing.schema.chain import usage_chain
 from billing.schema.clock import database_now_ms
-from billing.schema.ledger import ledger_transaction
-from billing.schema.retention import dropped_day
+from billing.schema.ledger import TOTAL_COLUMNS, ledger_transaction
+from billing.schema.retention import dropped_day, dropped_total
 
 _log = logging.getLogger(__name__)
 
@@ -62,13 +62,11 @@ _COUNTS: Final = """
     select count(*) filter (where provider is null) as events,
       count(*) filter (where provider is not null) as kept from {partition}
 """
-_TOTALS: Final = """
-    insert into dropped_total
-      (dropped_id, instance, epoch, billed_prompt, billed_output, absorbed_prompt, absorbed_output)
-    select :dropped_id, instance, epoch, sum(billed_prompt), sum(billed_output), sum(absorbed_prompt),
-      sum(absorbed_output)
-    from {partition} where provider is null group by instance, epoch
-"""
+_TOTALS: Final = f"""
+    insert into {dropped_total.name} (dropped_id, instance, epoch, {", ".join(TOTAL_COLUMNS)})
+    select :dropped_id, instance, epoch, {", ".join(f"sum({name})" for name in TOTAL_COLUMNS)}
+    from {{partition}} where provider is null group by instance, epoch
+"""  # noqa: S608 (names of our own)
 _KEEP: Final = """
     create temporary table kept on commit drop as select * from {partition} where provider is not null
 """
