@@ -13,9 +13,8 @@ from sqlalchemy import ARRAY, Connection, Row, Text, and_, any_, case, func, lit
 from billing.catalogue import limits
 from billing.cell.scripts import BucketLevel, ContractLevel
 from billing.contracts.rates import ContractRate
-from billing.ledger.event_days import in_days
 from billing.schema.catalogue import quota_limit, tenant
-from billing.schema.ledger import UNTOLD, usage_event
+from billing.schema.ledger import UNTOLD, in_days, usage_event
 from billing.wire import redis_keys
 from billing.wire.ending import BILLED_ENDINGS, CHARGED_UNBILLED
 from billing.wire.limits import FIELDS, MINUTE_S, LimitKind

@@ -11,8 +11,8 @@ from billing.api.control import Control
 from billing.api.fields import Body
 from billing.api.query import KNOWN_QUERY
 from billing.ledger import retention
-from billing.ledger.event_days import DAY_MS
 from billing.refusals import Invalid
+from billing.schema.ledger import DAY_MS
 
 router = APIRouter(prefix="/admin/v1/retention", tags=["retention"], dependencies=[KNOWN_QUERY])
 

@@ -29,8 +29,7 @@ from billing.audit.request_check import EngineRef, check_requests, read_events
 from billing.fleet.engine_instances import AuditedInstance, Registry, read_instances
 from billing.fleet.engine_reading import Counters, Reading
 from billing.fleet.engine_request_counts import read_instance
-from billing.ledger.event_days import in_days
-from billing.schema.ledger import usage_event
+from billing.schema.ledger import in_days, usage_event
 from billing.wire.certificates import checked_by
 from billing.wire.tokens import NO_TOKENS, CounterPair
 

@@ -16,11 +16,10 @@ from billing.invoices.lines import Reserved, Short, Used, to_cents
 from billing.invoices.periods import name_before
 from billing.invoices.terms import capacity_charges, first_minutes
 from billing.ledger.entries import Pricing
-from billing.ledger.event_days import in_days
 from billing.ledger.usage_report import CLASS, tokens_by_kind, usage_between
 from billing.schema.capacity import contract_minute
 from billing.schema.invoices import invoice, late_transaction
-from billing.schema.ledger import ledger_transaction, usage_event
+from billing.schema.ledger import in_days, ledger_transaction, usage_event
 from billing.wire.tokens import TOKEN_KINDS
 
 _of = usage_event.c

@@ -17,16 +17,12 @@ from sqlalchemy import (
     and_,
     any_,
     literal,
-    or_,
     select,
     text,
-    true,
 )
 
-from billing.schema.ledger import ledger_transaction, usage_event
+from billing.schema.ledger import DAY_MS, NO_DAY, ledger_transaction, usage_event
 
-DAY_MS: Final = 86_400_000
-NO_DAY: Final = 0
 # Events of other days than these are of no day: late ones, and those of a clock that is wrong, must not make
 # a table each.
 _DAYS_BACK: Final = 400
@@ -83,17 +79,6 @@ def make(connection: Connection, day: int) -> None:
 def partition(day: int) -> str:
     """The table of a day."""
     return f"usage_event_d{day}"
-
-
-def in_days(from_ms: int | None, until_ms: int | None) -> ColumnElement[bool]:
-    """That an event is in a partition that may have requests that ended in [from, until)."""
-    if from_ms is None and until_ms is None:
-        return true()
-    day = usage_event.c.day
-    bounds = [] if from_ms is None else [day >= from_ms // DAY_MS]
-    if until_ms is not None:
-        bounds.append(day <= until_ms // DAY_MS)
-    return or_(day == NO_DAY, and_(*bounds))
 
 
 def recorded(connection: Connection, request_ids: Collection[str]) -> dict[str, int]:

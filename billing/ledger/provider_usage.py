@@ -8,9 +8,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, literal_column, select
 
-from billing.ledger.event_days import in_days
 from billing.moments import utc
-from billing.schema.ledger import TOLD, UNTOLD, usage_event
+from billing.schema.ledger import TOLD, UNTOLD, in_days, usage_event
 
 _MS_PER_DAY: Final = 86_400_000
 _KINDS: Final = ("prompt", "cached", "written", "output")

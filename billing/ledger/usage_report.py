@@ -30,12 +30,12 @@ from billing.catalogue.price_book import COST, SALE, Price, PriceList, prices_by
 from billing.ledger.cost import COST_AMOUNT, COST_PRICE
 from billing.ledger.dropped import refuse_dropped
 from billing.ledger.entries import OWED_EVENTS, Pricing
-from billing.ledger.event_days import in_days
 from billing.moments import utc
 from billing.schema.ledger import (
     HOUR_MS,
     TOLD,
     UNTOLD,
+    in_days,
     ledger_posting,
     ledger_transaction,
     usage_event,

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     ForeignKey,
     Identity,
     Index,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     and_,
     or_,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -131,6 +133,22 @@ Index("ix_usage_event_provider", usage_event.c.ended_ms, postgresql_where=usage_
 _TOLD_SOURCE: Final = usage_event.c.usage_source == UsageSource.ENGINE.value
 TOLD: Final = and_(usage_event.c.provider.is_not(None), _TOLD_SOURCE)
 UNTOLD: Final = and_(usage_event.c.provider.is_not(None), ~_TOLD_SOURCE)
+
+DAY_MS: Final = 86_400_000
+# The partition of what has no day.
+NO_DAY: Final = 0
+
+
+def in_days(from_ms: int | None, until_ms: int | None) -> ColumnElement[bool]:
+    """That an event is in a partition that may have requests that ended in [from, until)."""
+    if from_ms is None and until_ms is None:
+        return true()
+    day = usage_event.c.day
+    bounds = [] if from_ms is None else [day >= from_ms // DAY_MS]
+    if until_ms is not None:
+        bounds.append(day <= until_ms // DAY_MS)
+    return or_(day == NO_DAY, and_(*bounds))
+
 
 # What each run of an engine was metered for so far: the sums of `usage_event`, kept in the same SQL
 # transactions, so that the balance of an instance is known without reading its whole history.
