@@ -20,10 +20,10 @@ from billing.exports.reading import requests_between
 from billing.exports.recorded import Form, RecordedRequest
 from billing.exports.table import FileForm, write
 from billing.ledger.checkpoints import AUDIT_LOG, Checkpoint, list_checkpoints
+from billing.ledger.dropped import has_dropped_links
 from billing.ledger.usage_export import export_usage, span_of
 from billing.page import PageRequest
-from billing.refusals import Conflict, Invalid
-from billing.ledger.dropped import has_dropped_links
+from billing.refusals import Invalid
 from billing.schema.clock import database_now_ms
 from billing.wire.evidence import public_pem
 
