@@ -153,7 +153,7 @@ def test_a_filled_database_is_upgraded_where_it_is(database_url: str) -> None:
     with engine.begin() as connection:
         config = alembic_config()
         config.attributes["connection"] = connection
-        command.downgrade(config, "0045")
+        command.downgrade(config, "0046")
         connection.execute(
             text("""
             insert into price (model, valid_from_ms, input_picousd, cached_input_picousd, output_picousd)
