@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import psutil
 import pytest
@@ -19,7 +18,7 @@ from tests.fixtures.steady_load import SteadyLoad
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is an extra: pip install --require-hashes -r serving/ray.lock")
@@ -28,12 +27,24 @@ def cluster() -> Iterator[RayCluster]:
     made.close()
 
 
-@pytest.fixture
-def fleet(tmp_path: Path, postgres_server: str, cluster: RayCluster) -> Iterator[Fleet]:
+@pytest.fixture(scope="module")
+def installation(
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: str, cluster: RayCluster
+) -> Iterator[Fleet]:
     with ExitStack() as ending:
         yield new_fleet(
-            tmp_path, postgres_server, ending, TAAS_LAUNCHER="ray", TAAS_RAY_ADDRESS=cluster.address
-        )
+            tmp_path_factory.mktemp("ray"), postgres_server, ending, TAAS_LAUNCHER="ray",
+            TAAS_RAY_ADDRESS=cluster.address,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def fleet(installation: Fleet, cluster: RayCluster) -> Iterator[Fleet]:
+    """One for the module, on two nodes that live; a test begins and ends without instances."""
+    cluster.revive(1)
+    yield installation
+    installation.apply(0, resources="{slot: 1}")
+    wait_until(lambda: installation.ready() == set() and not workers_of(cluster), "end of all")
 
 
 def workers_of(cluster: RayCluster) -> dict[str, psutil.Process]:
@@ -109,8 +120,6 @@ def test_a_launcher_that_was_killed_finds_what_runs(fleet: Fleet, cluster: RayCl
     fleet.apply(2, resources="{slot: 1}")
     after = fleet.await_ready(2)
     assert before < after
-    fleet.apply(0, resources="{slot: 1}")
-    wait_until(lambda: fleet.ready() == set() and not workers_of(cluster), "end of all")
 
 
 def test_a_node_that_stood_still_finds_itself_replaced_and_does_not_come_back(
