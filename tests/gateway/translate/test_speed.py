@@ -1,4 +1,6 @@
-"""What a translation costs: CPU time, the best of several, because other processes only ever add to it."""
+"""What a translation costs: CPU time, the best of several, because other processes only ever add to it; in
+readings of a small JSON text at the same moment, because what shares the core slows down both.
+"""
 
 import json
 import time
@@ -14,18 +16,23 @@ from gateway.translate import ChatStream, MessagesStream, chat_request, messages
 from tests.gateway.translate.providers import chunk, event
 
 pytestmark = pytest.mark.speed
-REQUEST_US_MAX, PIECE_US_MAX = 150, 5
+# It takes 27 and up to 2.0, quiet machine or busy; one reading is 1.6 µs on a quiet one.
+REQUEST_MAX, PIECE_MAX = 45.0, 3.0
 PIECES = 500
+READ = json.dumps({"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": " word"}}]})
 
 
-def best_us(work: Callable[[], object], times: int) -> float:
-    def once() -> float:
+def cost(work: Callable[[], object], times: int) -> float:
+    """Of one time, in readings."""
+
+    def once(what: Callable[[], object]) -> float:
         started = time.process_time()
         for _ in range(times):
-            work()
-        return (time.process_time() - started) / times
+            what()
+        return time.process_time() - started
 
-    return min(once() for _ in range(20)) * 1e6
+    rounds = [(once(work), once(lambda: json.loads(READ))) for _ in range(20)]
+    return min(each for each, _ in rounds) / min(reading for _, reading in rounds)
 
 
 def agent_request() -> dict[str, Any]:
@@ -51,8 +58,8 @@ def agent_request() -> dict[str, Any]:
 def test_a_request_is_translated_quickly() -> None:
     chat = agent_request()
     messages = messages_request(chat, default_max_tokens=4096)
-    assert best_us(lambda: messages_request(chat, default_max_tokens=4096), 100) < REQUEST_US_MAX
-    assert best_us(lambda: chat_request(messages), 100) < REQUEST_US_MAX
+    assert cost(lambda: messages_request(chat, default_max_tokens=4096), 100) < REQUEST_MAX
+    assert cost(lambda: chat_request(messages), 100) < REQUEST_MAX
 
 
 def test_a_piece_of_a_stream_is_translated_quickly() -> None:
@@ -63,7 +70,7 @@ def test_a_piece_of_a_stream_is_translated_quickly() -> None:
         piece = event({"type": "content_block_delta", "index": 0, "delta": delta})
         stream = ChatStream(answer_id="chatcmpl-1", model="m", created=1, include_usage=True)
         stream.feed(start)
-        assert best_us(lambda stream=stream, piece=piece: stream.feed(piece), PIECES) < PIECE_US_MAX
+        assert cost(lambda stream=stream, piece=piece: stream.feed(piece), PIECES) < PIECE_MAX
     first = {"index": 0, "id": "t", "function": {"name": "f", "arguments": '{"a":"'}}
     for start, delta in (
         ({}, {"content": " word"}),
@@ -72,7 +79,7 @@ def test_a_piece_of_a_stream_is_translated_quickly() -> None:
         answer = MessagesStream(answer_id="msg_1", model="m")
         answer.feed(chunk(start))
         piece = chunk(delta)
-        assert best_us(lambda answer=answer, piece=piece: answer.feed(piece), PIECES) < PIECE_US_MAX
+        assert cost(lambda answer=answer, piece=piece: answer.feed(piece), PIECES) < PIECE_MAX
 
 
 def test_what_waits_for_a_long_call_does_not_read_it_again_and_again() -> None:
@@ -82,4 +89,4 @@ def test_what_waits_for_a_long_call_does_not_read_it_again_and_again() -> None:
     for _ in range(20):
         stream.feed(chunk({"tool_calls": [{"index": 0, "function": {"arguments": "1," * 50_000}}]}))
     piece = chunk({"content": "word"})
-    assert best_us(lambda: stream.feed(piece), PIECES) < PIECE_US_MAX
+    assert cost(lambda: stream.feed(piece), PIECES) < PIECE_MAX
