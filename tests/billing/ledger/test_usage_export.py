@@ -109,9 +109,18 @@ def books(database: Engine, raw_redis: redis.Redis) -> Iterator[Books]:
         yield books
 
 
+@pytest.fixture(scope="module")
+def exports() -> list[list[bytes]]:
+    """What was exported so far."""
+    return []
+
+
 @pytest.fixture
-def export(books: Books) -> list[bytes]:
-    return written(books)
+def export(exports: list[list[bytes]], request: pytest.FixtureRequest) -> list[bytes]:
+    """Of such books; the same for every test, because none needs the books beside it."""
+    if not exports:
+        exports.append(written(request.getfixturevalue("books")))
+    return list(exports[0])
 
 
 def written(books: Books, from_ms: int = 0) -> list[bytes]:
