@@ -15,6 +15,7 @@ from billing.catalogue import tenants
 from billing.catalogue.money import ZERO, Money
 from billing.invoices import credits, prepaid
 from billing.invoices.credits import Credit
+from billing.invoices.lines import to_cents
 from billing.refusals import Invalid
 from billing.schema.clock import database_now_ms
 
@@ -45,6 +46,9 @@ def grant(body: CreditGrant, control: Control, response: Response) -> dict[str, 
     amount = Money.parse(body.usd)
     if amount == ZERO:
         raise Invalid("A credit is more than nothing.", param="usd")
+    # It pays what is due, and that is in cents.
+    if amount != to_cents(amount.picousd):
+        raise Invalid("A credit is of whole cents.", param="usd")
     with control.changing(response) as connection:
         tenant = control.tenant_named(connection, body.tenant)
         now_ms = database_now_ms(connection)

@@ -4,14 +4,15 @@ They are strict: `true` is not 1, `"5"` is not 5, `1.0` is not 1. Texts hold no 
 refuse, and no lone surrogate.
 """
 
-from datetime import UTC, datetime, timedelta
+import re
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from billing.catalogue.budget_periods import time_zones
+from billing.catalogue.budget_periods import day_begins_ms, time_zones
 from billing.catalogue.limits import ANY_MODEL
 from billing.catalogue.names import NAME_CHARS_MAX, check_model_name, check_name, check_tenant_name
 
@@ -20,6 +21,7 @@ MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999
 UNITS_MAX: Final = 10**12
 COUNT_MAX: Final = 10**9
 MOMENT_FORMS: Final = "a moment is ISO 8601 (2026-01-31, 2026-01-31T12:00:00Z) or milliseconds since 1970"
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -47,6 +49,24 @@ def _moment(given: object) -> object:
         )
     except (ValueError, OverflowError) as exc:
         raise ValueError(MOMENT_FORMS) from exc
+
+
+def _moment_or_day(given: object) -> object:
+    """A date alone is kept: it begins at the midnight of whoever it is for."""
+    if not isinstance(given, str) or _DATE.fullmatch(given) is None:
+        return _moment(given)
+    try:
+        day = date.fromisoformat(given)
+    except ValueError as exc:
+        raise ValueError(MOMENT_FORMS) from exc
+    if not 1970 < day.year < 9999:
+        raise ValueError("a date is from 1971 to 9998")
+    return day
+
+
+def begins_ms(moment: int | date, time_zone: str) -> int:
+    """When it is; a date begins at midnight of the time zone."""
+    return day_begins_ms(moment, time_zone) if isinstance(moment, date) else moment
 
 
 def _time_zone(name: str) -> str:
@@ -111,6 +131,21 @@ MOMENT_SCHEMAS: Final[list[dict[str, Any]]] = [
 ]
 Moment = Annotated[
     int, BeforeValidator(_moment), Field(ge=0, le=MS_MAX), WithJsonSchema({"anyOf": MOMENT_SCHEMAS})
+]
+# As it is given; `begins_ms` knows when a date begins.
+MomentOrDay = Annotated[
+    Annotated[int, Field(ge=0, le=MS_MAX)] | date,
+    BeforeValidator(_moment_or_day),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {**each, "description": "It begins at the tenant's midnight."}
+                if each.get("format") == "date"
+                else each
+                for each in MOMENT_SCHEMAS
+            ]
+        }
+    ),
 ]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 

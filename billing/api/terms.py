@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 from billing.api.amounts import Amount
 from billing.api.answer import Listing
 from billing.api.control import Control
-from billing.api.fields import Body, Label, Moment, Name
+from billing.api.fields import Body, Label, Moment, MomentOrDay, Name, begins_ms
 from billing.api.invoice_answers import CapacityPriceAnswer, TermsAnswer
 from billing.api.paging import PageQuery, listing
 from billing.api.prices import ContractName
@@ -53,13 +53,13 @@ class TierBody(Body):
 
 
 class TermsSet(Body):
-    """How a tenant is billed, in periods that begin at `from` (now) or later. All of it is set: what is left
-    out has its default. `day`: of the month, on which periods begin, at the tenant's midnight; a month
+    """How a tenant is billed, in periods that begin at `from` (now; a date at the tenant's midnight) or later.
+    All of it is set: what is left out has its default. `day`: of the month, on which periods begin, at the tenant's midnight; a month
     without it begins on its last. `commitment`: what it pays in a period at least.
     """
 
     tenant: Name
-    from_ms: Annotated[Moment | None, Field(alias="from")] = None
+    from_ms: Annotated[MomentOrDay | None, Field(alias="from")] = None
     day: Annotated[int, Field(ge=1, le=31)] = 1
     tax_name: Label | None = None
     tax_percent: PercentText = "0"
@@ -94,7 +94,7 @@ def set_terms(body: TermsSet, control: Control, response: Response) -> dict[str,
                 commitment=Money.parse(body.commitment),
                 tiers=tuple(Tier(Money.parse(each.above), each.percent) for each in body.tiers),
             ),
-            now_ms if body.from_ms is None else body.from_ms,
+            now_ms if body.from_ms is None else begins_ms(body.from_ms, tenant.time_zone),
         )
         prepaid.renew(connection, tenant.tenant_id, now_ms)
     return _terms(tenant.tenant_id, made)

@@ -5,11 +5,13 @@ One way everywhere: `+7d` is seven days from another moment; where what is asked
 back from now.
 """
 
+import re
 from datetime import UTC, datetime
 from typing import Final
 
 import click
 
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 FORMS: Final = (
     "a date such as 2026-01-31 or 2026-01-31T12:00:00Z, `now`, or a span such as 20s, 30min, "
     "12h, 30d, 6mo, 3y"
@@ -44,6 +46,12 @@ def ahead(text: str | None, option: str) -> str | None:
     """RFC 3339 of a moment to come; a span counts from now. None for None."""
     now = datetime.now(UTC)
     return None if text is None else rfc3339(resolve(text, now=now, anchor=now, option=option))
+
+
+def ahead_or_day(text: str | None, option: str) -> str | None:
+    """As `ahead`, but a date alone stays one: it begins where the tenant is."""
+    made = ahead(text, option)
+    return text if text is not None and _DATE.fullmatch(text) else made
 
 
 def back(text: str | None, option: str) -> str | None:

@@ -3,7 +3,7 @@
 import click
 
 from deploy.cli.connection import call, call_list, given
-from deploy.cli.moments import AHEAD, ahead
+from deploy.cli.moments import AHEAD, ahead_or_day
 from deploy.cli.output import Columns, Row, json_option, moment, print_json, print_table, show
 
 
@@ -37,7 +37,7 @@ def terms() -> None:
     "--tier", "tiers", multiple=True, metavar="USD:PERCENT",
     help="So much off what it uses in a period above this amount, up to the next tier.",
 )  # fmt: skip
-@click.option("--from", "since", metavar="WHEN", help=f"Periods that begin then: {AHEAD}. Default: now.")
+@click.option("--from", "since", metavar="WHEN", help=f"Periods that begin then or later: {AHEAD}. A date alone begins at the tenant's midnight. Default: now.")
 @json_option
 def set_terms(
     tenant: str,
@@ -57,16 +57,15 @@ def set_terms(
     """
     body = given(
         tenant=tenant, day=day, tax_percent=tax, tax_name=tax_name, commitment=commitment,
-        tiers=[_tier(each) for each in tiers], **{"from": ahead(since, "--from")},
+        tiers=[_tier(each) for each in tiers], **{"from": ahead_or_day(since, "--from")},
     )  # fmt: skip
     made = call("POST", "terms", body=body)
     if as_json:
         print_json(made)
     else:
         print_table(_COLUMNS, [made])
-        click.echo(
-            "they hold for periods that begin then or later; for this one, give its first day as --from"
-        )
+        this_one = "; for this one, give its first day as --from" if since is None else ""
+        click.echo(f"they hold for periods that begin then or later{this_one}")
 
 
 @terms.command("list")

@@ -15,13 +15,14 @@ from tests.billing.events import event
 from tests.deploy.cli.conftest import Taas
 
 NOVEMBER_MS = 1_698_796_800_000
+HOUR_MS = 3_600_000
 
 
 def test_a_month_from_its_terms_to_its_credit_note(
     taas: Taas, told: Callable[..., Any], migrated_database_url: str, tmp_path: Path
 ) -> None:
-    made = told("tenant", "create", "acme", "--time-zone", "Europe/London")
-    assert made["time_zone"] == "Europe/London"
+    made = told("tenant", "create", "acme", "--time-zone", "Europe/Berlin")
+    assert made["time_zone"] == "Europe/Berlin"
     tenant = made["tenant"]
     told("model", "add", "m", "--context", "4096")
     told("price", "set", "--model", "m", "--input", "1", "--output", "2", "--from", "2023-01-01")
@@ -29,12 +30,15 @@ def test_a_month_from_its_terms_to_its_credit_note(
     assert (batch["class"], batch["output"]) == ("batch", "1.00")
     terms = told(
         "terms", "set", "--tenant", "acme", "--tax", "19", "--tax-name", "VAT", "--tier", "1:50", "--from",
-        "2023-01-01",
+        "2023-11-01",
     )  # fmt: skip
+    assert terms["from_ms"] == NOVEMBER_MS - HOUR_MS, "the tenant's midnight, so November has them"
     assert terms["tiers"] == [{"above": "1.00", "percent": 50}]
     assert told("terms", "list", "--tenant", "acme")["data"] == [terms]
     credit = told("credit", "grant", "--tenant", "acme", "--usd", "5", "--expires", "90d")
     assert (credit["usd"], credit["left"]) == ("5.00", "5.00")
+    odd = taas("credit", "grant", "--tenant", "acme", "--usd", "0.005", exit_code=1).output
+    assert "A credit is of whole cents" in odd, "what is due is, too"
     engine = create_engine(migrated_database_url)
     used = event("req_1", (10**6, 0, 10**6), tenant=tenant, model="m", started_ms=NOVEMBER_MS)
     with engine.begin() as connection:
