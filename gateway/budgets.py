@@ -11,6 +11,7 @@ from typing import Final
 from billing.cell.replies import BudgetFull, BudgetUnknown, parse_budget_hold
 from billing.cell.scripts import budget_hold_call
 from billing.wire.tokens import Tokens
+from gateway.catalogue.entries import BudgetOf
 from gateway.errors import BudgetUsedUp, DependencyUnavailable, QuotaExceeded
 from gateway.exchange import Exchange
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
@@ -32,11 +33,11 @@ class Budgets:
         is left; DependencyUnavailable if Redis does not know, unless the tenant has a local lease.
         """
         caller = exchange.request.caller
-        covering = [
-            each.budget
+        covering = {
+            each.budget: each
             for each in caller.tenant.budgets
             if each.project in {None, caller.key.project} and each.key_id in {None, caller.key.key_id}
-        ]
+        }
         price = exchange.request.model.price_at(exchange.head.started_ms)
         # What costs nothing, a budget of money does not stop.
         micro_usd = 0 if price is None else _micro_usd(price.most(prompt_tokens, output_tokens))
@@ -62,7 +63,7 @@ class Budgets:
                 "budget", "Requests in flight hold what is left of the budget.", with_jitter(BUSY_RETRY_MS)
             )
         if isinstance(reply, BudgetFull):
-            raise BudgetUsedUp(reply.until_ms)
+            raise BudgetUsedUp(_called(covering[reply.budget]), reply.until_ms)
 
     def settled(self, exchange: Exchange, billed: Iterable[Tokens]) -> None:
         """Hold what the parts of the request did cost; `exchange` is its first."""
@@ -78,6 +79,15 @@ class Budgets:
         tenant = exchange.request.caller.tenant
         if tenant.budgets:
             self._redis.send(*budget_hold_call(tenant.tenant, exchange.request_id, micro_usd=micro_usd))
+
+
+def _called(budget: BudgetOf) -> str:
+    """What its caller calls it."""
+    if budget.per == "prepaid":
+        return "What prepaid credits can pay"
+    owner = "API key" if budget.key_id else "project" if budget.project else "account"
+    period = {"day": "daily ", "month": "monthly "}.get(budget.per or "", "")
+    return f"The {period}budget of this {owner}"
 
 
 def _micro_usd(picousd: int) -> int:

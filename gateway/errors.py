@@ -342,19 +342,19 @@ class QuotaExceeded(GatewayError):
 
 
 class BudgetUsedUp(QuotaExceeded):
-    """What a budget allows in its period is spent. `until_ms`: when its next period begins, None for
-    never.
+    """What a budget allows in its period is spent. `which`: the budget, in words. `until_ms`: when its next
+    period begins, None for never.
     """
 
     type = "insufficient_quota"
     code = "insufficient_quota"
 
-    def __init__(self, until_ms: int | None) -> None:
+    def __init__(self, which: str, until_ms: int | None) -> None:
         again = ""
         if until_ms is not None:
             moment = datetime.fromtimestamp(-(-until_ms // 1000), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             again = f" It begins again at {moment}."
-        GatewayError.__init__(self, f"A budget is used up.{again}")
+        GatewayError.__init__(self, f"{which} is used up.{again}")
         self.limit = "budget"
         self.limit_headers = []
         self.should_retry = False

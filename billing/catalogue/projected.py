@@ -61,7 +61,12 @@ def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> 
                 "retain_answers_s": row.retain_answers_s,
                 "limits": limits[row.tenant_id],
                 "budgets": [
-                    {"budget": each.budget_id, "project": each.project_id, "key_id": each.key_id}
+                    {
+                        "budget": each.budget_id,
+                        "project": each.project_id,
+                        "key_id": each.key_id,
+                        "per": each.per.value,
+                    }
                     for each in found_budgets.get(row.tenant_id, ())
                 ],
             }

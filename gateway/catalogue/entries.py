@@ -66,11 +66,14 @@ class OutagePolicy:
 
 @dataclass(frozen=True, slots=True)
 class BudgetOf:
-    """A budget of a tenant (`project` and `key_id` None), of one of its projects, or of one of its keys."""
+    """A budget of a tenant (`project` and `key_id` None), of one of its projects, or of one of its keys.
+    `per`: None in entries of the last version.
+    """
 
     budget: str
     project: str | None
     key_id: str | None
+    per: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class Tenant:
                 weight=max(1, int(entry.get("weight", 1))),
                 limits=LimitTable.read(entry.get("limits") or []),
                 budgets=tuple(
-                    BudgetOf(each["budget"], each["project"], each["key_id"])
+                    BudgetOf(each["budget"], each["project"], each["key_id"], each.get("per"))
                     for each in entry.get("budgets") or ()
                 ),
                 retain_answers_s=int(entry.get("retain_answers_s") or 0),

@@ -114,7 +114,7 @@ def test_an_sdk_gives_up_at_once_and_says_why_until_it_is_raised(shop: Shop) -> 
             client.chat.completions.create(**ASKED)
         assert refused.value.code == "insufficient_quota"
         assert refused.value.type == "insufficient_quota"
-        assert "It begins again at " in str(refused.value)
+        assert "The daily budget of this account is used up. It begins again at " in str(refused.value)
         assert refused.value.response.headers["x-should-retry"] == "false"
         assert refused.value.response.request.headers["x-stainless-retry-count"] == "0"
         raised = shop.budget(
@@ -138,7 +138,7 @@ def test_a_projects_and_a_keys_budget_stop_only_them(shop: Shop) -> None:
     with shop.client(key) as stopped, shop.client(other["key"]) as free:
         with pytest.raises(openai.RateLimitError) as refused:
             stopped.chat.completions.create(**ASKED)
-        assert "A budget is used up." in str(refused.value)
+        assert "The budget of this project is used up." in str(refused.value)
         free.chat.completions.create(**ASKED)
         shop.at_rest()
         with pytest.raises(openai.RateLimitError):

@@ -80,7 +80,7 @@ EVERY: list[tuple[GatewayError, int, str]] = [
     (RouteNotFound(), 404, "route_not_found"),
     (MethodNotAllowed("POST"), 405, "method_not_allowed"),
     (QuotaExceeded("requests", "x", 5), 429, "rate_limit_exceeded"),
-    (BudgetUsedUp(1_800_000_000_000), 429, "insufficient_quota"),
+    (BudgetUsedUp("The budget", 1_800_000_000_000), 429, "insufficient_quota"),
     (Overloaded(5), 503, "overloaded"),
     (ReceivingFull(), 503, "receiving_full"),
     (NoInstance(), 503, "no_instance"),

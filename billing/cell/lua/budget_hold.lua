@@ -12,9 +12,10 @@ local function change_held(key, held, delta)
   for _, budget in ipairs(held.budgets) do redis.call('HINCRBY', key, budget .. ':held', delta) end
 end
 
--- The reply if one of the budgets has no room for the amount. Else nil.
+-- The reply if one of the budgets has no room for the amount; of several used up ones, that of the one that is so for
+-- longest. Else nil.
 local function no_room(key, ask, now_ms)
-  local busy
+  local busy, full, longest
   for _, budget in ipairs(ask.budgets) do
     local found = redis.call('HMGET', key, budget .. ':limit', budget .. ':until', budget .. ':spent',
       budget .. ':held')
@@ -22,10 +23,13 @@ local function no_room(key, ask, now_ms)
     if not limit then return {'unknown', now_ms} end
     -- Billing has not begun the next period yet: nothing is spent in it.
     local spent = ends > 0 and ends <= now_ms and 0 or tonumber(found[3] or 0)
-    if spent + ask.amount > limit then return {'used_up', now_ms, budget, ends} end
+    if spent + ask.amount > limit then
+      local lasts = ends > 0 and ends or math.huge
+      if not full or lasts > longest then full, longest = {'used_up', now_ms, budget, ends}, lasts end
+    end
     if spent + tonumber(found[4] or 0) + ask.amount > limit then busy = {'busy', now_ms, budget, ends} end
   end
-  return busy
+  return full or busy
 end
 
 return function(keys, args)

@@ -82,6 +82,11 @@ def test_what_is_spent_refuses_for_the_period_and_what_is_held_for_a_moment(valk
     assert isinstance(busy, BudgetFull)
     assert isinstance(used_up, BudgetFull)
     assert (busy.busy, used_up.busy, used_up.until_ms) == (True, False, 10**13)
+    ends = {"bud_1": 10**13, "bud_2": 10**13 + 1, "bud_3": 10**13}
+    publish(valkey, *(figure(budget, spent=60, until_ms=until_ms) for budget, until_ms in ends.items()))
+    longest = hold(valkey, "c", 50, "bud_1", "bud_2", "bud_3")
+    assert isinstance(longest, BudgetFull)
+    assert longest.until_ms == 10**13 + 1, "of used up ones it is the one that is so for longest"
     becomes(valkey, "a", 5)
     assert isinstance(hold(valkey, "b", 20), BudgetHeld)
 
