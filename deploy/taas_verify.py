@@ -214,8 +214,8 @@ class Invoices:
                 continue
             if header["from_ms"] > period["from_ms"] or header["until_ms"] < document["issued_ms"]:
                 self._report.notes.append(
-                    f"invoice {name}: its tokens were not added up, because the export has not all of "
-                    f"{period['name']}"
+                    f"invoice {name}: its tokens were not added up, because that takes an export from "
+                    f"{day(period['from_ms'])} until {day(document['issued_ms'])} UTC or later"
                 )
                 continue
             own = [line for line in usage_lines(document) if line["period"] == period["name"]]
@@ -534,7 +534,7 @@ class Verification:
     def finish(self) -> None:
         """After the last record."""
         if self._chain is None:
-            raise NotAnExport("it is empty")
+            raise NotAnExport("none of its lines is a record" if self.report.differences else "it is empty")
         if not self._ended:
             self.report.differs("the export is cut off: it has no end")
         if self._chain.position and self._signed_upto != (self._chain.position, self._chain.hash):

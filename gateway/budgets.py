@@ -47,7 +47,7 @@ class Budgets:
             caller.tenant.tenant,
             exchange.request_id,
             micro_usd=micro_usd,
-            budgets=covering,
+            budgets=list(covering),
             cell=exchange.head.cell,
         )
         try:

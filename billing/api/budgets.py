@@ -31,7 +31,10 @@ Percent = Annotated[int, Field(ge=1, le=100)]
 
 
 def _date(text: str) -> str:
-    return date.fromisoformat(text).isoformat()
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError as exc:
+        raise ValueError("a date is such as 2026-11-02") from exc
 
 
 class RaiseBody(Body):

@@ -40,7 +40,7 @@ def _period(name: str) -> str:
 
 Period = Annotated[
     str,
-    Field(max_length=7),
+    Field(max_length=64),
     AfterValidator(_period),
     WithJsonSchema({"type": "string", "pattern": "^[0-9]{4}-(0[1-9]|1[0-2])$", "examples": ["2026-11"]}),
 ]

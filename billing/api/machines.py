@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from billing.api.amounts import Amount
 from billing.api.answer import Listing
@@ -27,6 +27,14 @@ router = APIRouter(prefix="/admin/v1/machines", tags=["machines"], dependencies=
 _KW_MAX: Final = 10**6
 _OVERHEAD_MAX: Final = 10
 _TEXT: Final = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]{1,3})?$", "maxLength": 24}
+
+
+def _factor(permille: int) -> int:
+    if not 1000 <= permille <= _OVERHEAD_MAX * 1000:
+        raise ValueError(f"a factor from 1 to {_OVERHEAD_MAX}, such as 1.25")
+    return permille
+
+
 Kilowatts = Annotated[
     int,
     BeforeValidator(thousandths),
@@ -36,7 +44,7 @@ Kilowatts = Annotated[
 Overhead = Annotated[
     int,
     BeforeValidator(thousandths),
-    Field(ge=1000, le=_OVERHEAD_MAX * 1000),
+    AfterValidator(_factor),
     WithJsonSchema({"anyOf": [{"type": "number", "minimum": 1, "maximum": _OVERHEAD_MAX}, _TEXT]}),
 ]
 

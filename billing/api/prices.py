@@ -1,9 +1,11 @@
 """Routes of prices."""
 
-from typing import Annotated, Any, Literal, TypedDict
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
 from sqlalchemy import Connection
 
 from billing.accounts import audit_log
@@ -30,14 +32,25 @@ from billing.contracts import store as contracts
 from billing.ledger import backfill as later
 from billing.ledger.backfill import Due, backfill
 from billing.ledger.price_trial import SAMPLE_MAX, rate, sample
-from billing.refusals import Invalid
+from billing.refusals import Invalid, RequestRefused
 from billing.schema.clock import database_now_ms
 from billing.wire import redis_clock
 
 router = APIRouter(prefix="/admin/v1/prices", tags=["prices"], dependencies=[KNOWN_QUERY])
 
 PriceClass = Literal["reserved", "on_demand", "flex", "batch"]
-ContractName = Annotated[str, Field(pattern=r"^con_[0-9a-f]{24}$")]
+_CONTRACT: Final = r"con_[0-9a-f]{24}"
+
+
+def _contract(name: str) -> str:
+    if re.fullmatch(_CONTRACT, name) is None:
+        raise ValueError("a contract is `con_` and 24 hexadecimal digits; `taas contract list` shows them")
+    return name
+
+
+ContractName = Annotated[
+    str, AfterValidator(_contract), WithJsonSchema({"type": "string", "pattern": f"^{_CONTRACT}$"})
+]
 PriceText = Annotated[str, Field(min_length=1, max_length=32)]
 
 
@@ -167,7 +180,7 @@ def take_list(body: NewPrices, control: Control, response: Response) -> dict[str
     with control.changing(response) as connection:
         before = read_price_book(connection, names)
         confirmed = body.confirmed or body.dry_run
-        made = [_set(connection, control, each, confirmed=confirmed) for each in body.prices]
+        made = _set_all(connection, control, body.prices, confirmed=confirmed)
         at_ms = max(each.price.valid_from_ms for each in made)
         rated = rate(requests, before, read_price_book(connection, names), at_ms)
         if body.dry_run:
@@ -237,6 +250,27 @@ def list_all(
         if model is not None:
             models.find(connection, model)
         return listing(list_page(connection, asked, model), _shown)
+
+
+def _set_all(
+    connection: Connection, control: ControlPlane, prices: Sequence[NewPrice], *, confirmed: bool
+) -> list[SetPrice]:
+    """Set prices in whatever order they come: discounts are of the prices beside them. A refusal says at
+    which.
+    """
+    made: dict[int, SetPrice] = {}
+    scopes: dict[tuple[object, ...], int] = {}
+    for place in sorted(range(len(prices)), key=lambda place: prices[place].discount is not None):
+        each = prices[place]
+        try:
+            first = scopes.setdefault((each.model, each.contract, each.class_, each.from_ms), place)
+            if first != place:
+                raise Invalid(f"It has the model, class, contract and beginning of prices.{first}.")
+            made[place] = _set(connection, control, each, confirmed=confirmed)
+        except RequestRefused as refused:
+            param = f"prices.{place}" + (f".{refused.param}" if refused.param else "")
+            raise type(refused)(f"{param}: {refused.message}", param=param, code=refused.code) from refused
+    return [made[place] for place in range(len(prices))]
 
 
 def _set(connection: Connection, control: ControlPlane, body: NewPrice, *, confirmed: bool) -> SetPrice:

@@ -39,7 +39,7 @@ def _percent(text: str) -> str:
 
 PercentText = Annotated[
     str,
-    Field(max_length=8),
+    Field(max_length=64),
     AfterValidator(_percent),
     WithJsonSchema({"type": "string", "pattern": f"^{_PERCENT}$", "examples": ["19"]}),
 ]
@@ -53,9 +53,10 @@ class TierBody(Body):
 
 
 class TermsSet(Body):
-    """How a tenant is billed, in periods that begin at `from` (now; a date at the tenant's midnight) or later.
-    All of it is set: what is left out has its default. `day`: of the month, on which periods begin, at the tenant's midnight; a month
-    without it begins on its last. `commitment`: what it pays in a period at least.
+    """How a tenant is billed, in periods that begin at `from` (now) or later; a date begins at the tenant's
+    midnight. All of it is set: what is left out has its default. `day`: of the month, on which periods begin,
+    at the tenant's midnight; a month without it begins on its last. `commitment`: what it pays in a period at
+    least.
     """
 
     tenant: Name

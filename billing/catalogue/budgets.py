@@ -58,9 +58,11 @@ class Budget:
         """When it is used up if spending goes on as in its period so far; None if that is after the period,
         or cannot be said.
         """
+        left = max(0, self.limit.picousd - self.spent.picousd)
+        if not left:
+            return now_ms
         if self.until_ms is None or self.spent.picousd <= 0:
             return None
-        left = max(0, self.limit.picousd - self.spent.picousd)
         moment_ms = now_ms + left * max(0, now_ms - self.from_ms) // self.spent.picousd
         return moment_ms if moment_ms < self.until_ms else None
 

@@ -11,20 +11,20 @@ FORM: Final = re.compile(r"\+?([0-9]{1,6})(s|min|h|d|w|mo|y)")
 _SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
-def after(start: datetime, span: str) -> datetime:
-    """The moment so long after the start. Raises ValueError for what is no span, OverflowError beyond what
-    a calendar has.
+def after(start: datetime, span: str, *, back: bool = False) -> datetime:
+    """The moment so long after the start, or before it (`back`). Raises ValueError for what is no span,
+    OverflowError beyond what a calendar has.
     """
     found = FORM.fullmatch(span)
     if found is None:
         raise ValueError(f"{span!r} is no span")
-    count, unit = int(found[1]), found[2]
+    count, unit = -int(found[1]) if back else int(found[1]), found[2]
     if unit in _SECONDS:
         return start + timedelta(seconds=count * _SECONDS[unit])
     months = start.month - 1 + count * (12 if unit == "y" else 1)
     year, month = start.year + months // 12, months % 12 + 1
-    if year > datetime.max.year:
-        raise OverflowError(f"{span!r} ends after the year {datetime.max.year}")
+    if not datetime.min.year <= year <= datetime.max.year:
+        raise OverflowError(f"{span!r} leaves the years {datetime.min.year} to {datetime.max.year}")
     # The last of a shorter month, and 28 February for the 29th.
     day = min(start.day, calendar.monthrange(year, month)[1])
     return start.replace(year=year, month=month, day=day)

@@ -14,6 +14,7 @@ from deploy.cli.output import (
     print_fields,
     print_json,
     print_table,
+    second,
     show,
 )
 
@@ -28,9 +29,14 @@ def _alerts(row: Any) -> str | None:
     return " ".join(shown) or None
 
 
+def _since(row: Any) -> str | None:
+    """A budget in total has no beginning."""
+    return None if row["per"] in {"total", "prepaid"} else second(row["from_ms"])
+
+
 _COLUMNS: Columns = {
     "BUDGET": "budget", "TENANT": "tenant_name", "PROJECT": "project_name", "KEY ID": "key_id", "PER": "per",
-    "USD": "usd", "RAISED": _raised, "SPENT": "spent", "LEFT": "left", "FROM (UTC)": moment("from_ms"),
+    "USD": "usd", "RAISED": _raised, "SPENT": "spent", "LEFT": "left", "FROM (UTC)": _since,
     "UNTIL (UTC)": moment("until_ms"), "RUNS OUT (UTC)": moment("runs_out_ms"), "ALERTS": _alerts,
 }  # fmt: skip
 
@@ -85,8 +91,8 @@ def set_budget(
     if (raise_by is None) != (raise_until is None):
         raise click.UsageError("give --raise and --raise-until together.")
     body = given(tenant=tenant, project=project, key_id=key_id, usd=usd, per=per)
-    if (per == "window") != (days is not None and starts is not None):
-        raise click.UsageError("give --days and --starts with --per window.")
+    if {days is not None, starts is not None} != {per == "window"}:
+        raise click.UsageError("give --days and --starts with --per window, and only with it.")
     if per == "window":
         body["window"] = {"days": days, "starts": starts}
     if raise_by is not None:

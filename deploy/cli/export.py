@@ -77,8 +77,11 @@ def export(
         text = as_yaml(read())
         if out is None:
             click.echo(text, nl=False)
-        else:
+            return
+        try:
             out.write_text(text, encoding="utf-8")
+        except OSError as exc:
+            raise click.ClickException(f"{out}: {exc.strerror}") from exc
         return
     if since is None:
         raise click.UsageError("Say --from when.")
@@ -97,5 +100,7 @@ def export(
         with part.open("wb") as file:
             download(file, "usage", "export", query=query)
         part.replace(out)
+    except OSError as exc:
+        raise click.ClickException(f"{out}: {exc.strerror}") from exc
     finally:
         part.unlink(missing_ok=True)

@@ -29,7 +29,8 @@ def _what(line: Row) -> str:
     """What a line is, in short."""
     match line["type"]:
         case "usage":
-            return f"{line['period']} {line['project']} {line['model']} {line['class']} {line['kind']}"
+            names = ("period", "project", "model", "class", "contract", "kind")
+            return " ".join(line[name] for name in names if line[name] is not None)
         case "capacity" | "sla_credit":
             return f"{line['contract']}"
         case "discount":
@@ -178,12 +179,18 @@ def _print(document: dict[str, Any]) -> None:
     print_fields(
         {
             "number": document["number"],
+            "issuer": document["issuer"] or "none: set TAAS_ISSUER of billing",
             "tenant": f"{document['tenant']['name']} ({document['tenant']['id']})",
             "period": f"{period['name']}: {period['from']} until {period['until']} ({period['time_zone']})",
         }
     )
     if document["lines"]:
-        print_table(_LINES, document["lines"])
+        names = document.get("project_names", {})
+        lines = document["lines"]
+        print_table(
+            _LINES,
+            [{**line, "project": names.get(line.get("project"), line.get("project"))} for line in lines],
+        )
     else:
         click.echo("nothing was used")
     sums = {name: document[name] for name in ("net", "tax", "total")}

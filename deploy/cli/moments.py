@@ -21,9 +21,11 @@ AHEAD: Final = "2026-01-31, 2026-01-31T12:00:00Z, `now`, or a span from now such
 BACK: Final = "2026-01-31, 2026-01-31T12:00:00Z, `now`, or a span back from now such as 30d"
 
 
-def resolve(text: str, *, now: datetime, anchor: datetime, option: str) -> datetime:
-    """The moment that the text means, in UTC; a span counts from the anchor, by the calendar. Raises
-    BadParameter.
+def resolve(
+    text: str, *, now: datetime, anchor: datetime, option: str, counts_back: bool = False
+) -> datetime:
+    """The moment that the text means, in UTC; a span counts from the anchor, by the calendar: back from it if
+    so asked, and it has no `+`. Raises BadParameter.
     """
     from billing.contracts.spans import after
 
@@ -31,12 +33,12 @@ def resolve(text: str, *, now: datetime, anchor: datetime, option: str) -> datet
         return now
     try:
         if is_span(text):
-            return after(anchor, text)
+            return after(anchor, text, back=counts_back and not text.startswith("+"))
         moment = datetime.fromisoformat(text)
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except OverflowError:
         raise click.BadParameter(
-            f"{text!r} is out of range: moments end with the year 9999.", param_hint=option
+            f"{text!r} is out of range: moments are of the years 1 to 9999.", param_hint=option
         ) from None
     except ValueError:
         raise click.BadParameter(f"{text!r} is no moment. Give {FORMS}.", param_hint=option) from None
@@ -59,8 +61,7 @@ def back(text: str | None, option: str) -> str | None:
     if text is None:
         return None
     now = datetime.now(UTC)
-    moment = resolve(text, now=now, anchor=now, option=option)
-    return rfc3339(now - (moment - now) if is_span(text) and not text.startswith("+") else moment)
+    return rfc3339(resolve(text, now=now, anchor=now, option=option, counts_back=True))
 
 
 def seconds(text: str, option: str) -> int:

@@ -1,5 +1,6 @@
 """`taas price load`: prices out of a file, all or none, once it is seen what they do."""
 
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -8,6 +9,7 @@ import click
 
 from deploy.cli.confirmation import confirm, require_answerable, yes_option
 from deploy.cli.connection import call
+from deploy.cli.moments import resolve, rfc3339
 from deploy.cli.output import Columns, Row, json_option, print_json, print_table
 
 _BYTES_MAX: Final = 1_000_000
@@ -53,7 +55,7 @@ def load(file: Path, dry_run: bool, sample: int | None, yes: bool, as_json: bool
     if not as_json:
         if trial["lines"]:
             print_table(_LINES, trial["lines"])
-        click.echo(f"{len(trial['prices'])} prices would be set")
+        click.echo(f"{_count(trial)} would be set")
     if dry_run:
         if as_json:
             print_json(trial)
@@ -64,7 +66,12 @@ def load(file: Path, dry_run: bool, sample: int | None, yes: bool, as_json: bool
     if as_json:
         print_json(done)
     else:
-        click.echo(f"{len(done['prices'])} prices are set")
+        click.echo(f"{_count(done)} set")
+
+
+def _count(answer: Row) -> str:
+    count = len(answer["prices"])
+    return f"{count} price{'s' if count > 1 else ''}"
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
@@ -80,13 +87,17 @@ def _read(file: Path) -> list[dict[str, Any]]:
     prices = read.get("prices") if isinstance(read, dict) else read
     if not isinstance(prices, list) or not all(isinstance(each, dict) for each in prices) or not prices:
         raise click.ClickException(f"{file}: no list of prices; see `taas price load --help`")
-    return [{name: _value(name, value) for name, value in each.items()} for each in prices]
+    # Spans count from one moment: prices of one file begin together.
+    now = datetime.now(UTC)
+    return [{name: _value(name, value, now) for name, value in each.items()} for each in prices]
 
 
-def _value(name: str, text: Any) -> Any:
+def _value(name: str, text: Any, now: datetime) -> Any:
     """Prices are texts; the few numbers and truth values are not."""
     if name == "discount" and isinstance(text, str) and text.isdecimal():
         return int(text)
     if name == "free":
         return text == "true"
+    if name == "from" and isinstance(text, str):
+        return rfc3339(resolve(text, now=now, anchor=now, option="from"))
     return text

@@ -37,7 +37,10 @@ def terms() -> None:
     "--tier", "tiers", multiple=True, metavar="USD:PERCENT",
     help="So much off what it uses in a period above this amount, up to the next tier.",
 )  # fmt: skip
-@click.option("--from", "since", metavar="WHEN", help=f"Periods that begin then or later: {AHEAD}. A date alone begins at the tenant's midnight. Default: now.")
+@click.option(
+    "--from", "since", metavar="WHEN",
+    help=f"Periods that begin then or later: {AHEAD}. A date begins at the tenant's midnight. Default: now.",
+)  # fmt: skip
 @json_option
 def set_terms(
     tenant: str,

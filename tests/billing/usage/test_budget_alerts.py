@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import redis
@@ -177,6 +178,9 @@ def test_when_it_runs_out_if_spending_goes_on_so(
     with shop.database.connect() as connection:
         seen = budgets.find(connection, budget.budget_id)
     length_ms = budget.until_ms - budget.from_ms
-    out_ms = seen.runs_out_ms(budget.from_ms + length_ms * passed_percent // 100)
+    now_ms = budget.from_ms + length_ms * passed_percent // 100
+    out_ms = seen.runs_out_ms(now_ms)
     expected = None if out_at_percent is None else budget.from_ms + length_ms * out_at_percent // 100
     assert out_ms == expected
+    in_total = replace(seen, until_ms=None).runs_out_ms(now_ms)
+    assert in_total == (now_ms if spent_percent >= 100 else None)

@@ -299,6 +299,17 @@ def test_moments_are_read_by_the_calendar(text: str, meant: str):
     assert rfc3339(resolve(text, now=NOW, anchor=NOW, option="--until")) == meant
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("2mo", "2027-11-30T12:00:00.000Z"), ("2y", "2026-01-31T12:00:00.000Z"),
+        ("+1mo", "2028-02-29T12:00:00.000Z"), ("36h", "2028-01-30T00:00:00.000Z"),
+    ],
+)  # fmt: skip
+def test_what_has_been_is_counted_back_by_the_calendar(text: str, meant: str):
+    assert rfc3339(resolve(text, now=NOW, anchor=NOW, option="--from", counts_back=True)) == meant
+
+
 def test_spans_count_by_the_calendar_in_utc_wherever_the_start_was_typed():
     term = times("2028-03-01T00:30:00+02:00", "1mo")
     assert (term.starts, term.until) == ("2028-02-29T22:30:00.000Z", "2028-03-29T22:30:00.000Z")

@@ -28,6 +28,7 @@ def test_a_month_from_its_terms_to_its_credit_note(
     told("price", "set", "--model", "m", "--input", "1", "--output", "2", "--from", "2023-01-01")
     batch = told("price", "set", "--model", "m", "--class", "batch", "--discount", "50")
     assert (batch["class"], batch["output"]) == ("batch", "1.00")
+    check_price_files(taas, told, tmp_path / "prices.yaml")
     terms = told(
         "terms", "set", "--tenant", "acme", "--tax", "19", "--tax-name", "VAT", "--tier", "1:50", "--from",
         "2023-11-01",
@@ -69,6 +70,24 @@ def test_a_month_from_its_terms_to_its_credit_note(
     assert (note["number"], note["total"], note["corrects"]) == ("CN-000001", "-0.60", "INV-000001")
     again = taas("invoice", "close", "--tenant", "acme", "--period", "2023-11", "--yes", exit_code=1)
     assert "2023-12" in again.output
+
+
+def check_price_files(taas: Taas, told: Callable[..., Any], file: Path) -> None:
+    """A discount is of the price beside it, wherever that stands; what is wrong says which price it is."""
+    batch, whole = (
+        "{model: m, class: batch, discount: 50, from: 30d}",
+        "{model: m, input: 2, output: 4, from: 30d}",
+    )
+    file.write_text(f"[{batch}, {whole}]")
+    shown = told("price", "load", str(file), "--dry-run")["prices"]
+    assert [(each["class"], each["output"]) for each in shown] == [("batch", "2.00"), (None, "4.00")]
+    for prices, why in (
+        (f"[{whole}, {{model: m, input: -1, output: 2}}]", "prices.1.input: a price is USD per million"),
+        (f"[{whole}, {whole}]", "prices.1: It has the model, class, contract and beginning of prices.0."),
+        ("[{model: m, contract: con_1, discount: 5}]", "prices.0.contract: a contract is `con_` and 24"),
+    ):
+        file.write_text(prices)
+        assert why in taas("price", "load", str(file), "--dry-run", exit_code=1).output
 
 
 def test_what_cannot_be_closed_says_why(
