@@ -73,7 +73,8 @@ class CreditLeft(Answer):
 
 class KeyUsage(Answer):
     """`used` in this month of the tenant's time zone, [from, until), by requests that have ended.
-    `projected`: what the tenant will owe for them at the end of the month, if it goes on as so far.
+    `projected`: what the tenant's requests will have come to at the end of the month, if it goes on as so
+    far; capacity, commitments and taxes are on invoices only.
     """
 
     tenant: str

@@ -115,9 +115,7 @@ def create(
     tenant.
     """
     if tenant_id is None and (customer is not None or form is Form.STRIPE):
-        raise Invalid(
-            "A customer is one tenant: a sink of Stripe, or with a customer, has one.", param="tenant"
-        )
+        raise Invalid("A sink of Stripe, or with a customer, is of one tenant: name it.", param="tenant")
     if form is Form.STRIPE and customer is None:
         raise Invalid("Stripe knows the tenant by its customer's id (cus_…).", param="customer")
     if from_ms is not None:

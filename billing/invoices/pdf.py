@@ -4,9 +4,11 @@ bytes.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from io import BytesIO
 from typing import Any, Final
 from xml.sax.saxutils import escape
+from zoneinfo import ZoneInfo
 
 import orjson
 from reportlab.lib import colors
@@ -79,12 +81,18 @@ def _head(shown: Mapping[str, Any]) -> str:
     rows = [
         ("From", shown["issuer"] or "–"),
         ("To", f"{shown['tenant']['name']} ({shown['tenant']['id']})"),
-        ("Period", f"{period['from']} until {period['until']} ({period['time_zone']})"),
+        ("Period", f"{_local(period, 'from_ms')} until {_local(period, 'until_ms')} ({period['time_zone']})"),
         ("Issued", utc(shown["issued_ms"])),
     ]
     if "corrects" in shown:
         rows += [("Corrects", shown["corrects"]), ("Reason", shown["reason"])]
     return "<br/>".join(f"<b>{name}:</b> {escape(str(value))}" for name, value in rows)
+
+
+def _local(period: Mapping[str, Any], name: str) -> str:
+    """A moment by the tenant's clock, as periods are agreed."""
+    moment = datetime.fromtimestamp(period[name] / 1000, ZoneInfo(period["time_zone"]))
+    return f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _lines(shown: Mapping[str, Any]) -> Table:
