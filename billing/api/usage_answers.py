@@ -22,6 +22,16 @@ class CheckpointDocument(Answer):
     hash: str
 
 
+class HeadDocument(Answer):
+    """The same of a moment."""
+
+    version: int
+    tenant: str
+    at_ms: Ms
+    position: int
+    hash: str
+
+
 class SignedCheckpoint(Answer):
     """`signature`: base64 of Ed25519 over `taas usage checkpoint 1`, a line feed, and `checkpoint` as JSON
     with sorted names and without spaces. `key`: the id of the key that signed.
@@ -32,12 +42,23 @@ class SignedCheckpoint(Answer):
     signature: str
 
 
+class SignedHead(Answer):
+    """As a signed checkpoint."""
+
+    checkpoint: HeadDocument
+    key: str
+    signature: str
+
+
 class CheckpointListing(Listing[SignedCheckpoint]):
-    """Newest first. `public_key`: that of the key which signs now, null where there is none. `audit_log`: the
-    newest one of the operator's audit log; whoever keeps it can tell later whether that was rewritten.
+    """Newest first. `public_key`: that of the key which signs now, null where there is none. `head`: where
+    the chain stands now, signed; null where there is no key, or no link. Whoever keeps it can tell later
+    whether what was recorded until then was rewritten, also on the same day. `audit_log`: the newest
+    checkpoint of the operator's audit log.
     """
 
     public_key: str | None
+    head: SignedHead | None
     audit_log: SignedCheckpoint | None
 
 

@@ -19,7 +19,7 @@ from billing.exports.focus import Asked
 from billing.exports.reading import requests_between
 from billing.exports.recorded import Form, RecordedRequest
 from billing.exports.table import FileForm, write
-from billing.ledger.checkpoints import AUDIT_LOG, Checkpoint, list_checkpoints
+from billing.ledger.checkpoints import AUDIT_LOG, Checkpoint, head_of, list_checkpoints, signed
 from billing.ledger.dropped import has_dropped_links
 from billing.ledger.usage_export import export_usage, span_of
 from billing.page import PageRequest
@@ -42,16 +42,19 @@ Whose = Annotated[Name, Query(description="A tenant's id or name.")]
 
 @router.get("/checkpoints", response_model=CheckpointListing)
 def checkpoints(control: Control, page: PageQuery, tenant: TenantQuery = None) -> dict[str, Any]:
-    """Where the tenant's chain stood at the end of each day that has usage, signed; newest first. Without a
-    tenant: the audit log. Gateways ask on the tenant's behalf.
+    """Where the tenant's chain stood at the end of each day that has usage, signed; newest first; and where
+    it stands now. Without a tenant: the audit log. Gateways ask on the tenant's behalf.
     """
     with control.reading() as connection:
         chain = control.tenant_asked(connection, tenant) or AUDIT_LOG
         shown = listing(list_checkpoints(connection, chain, page), Checkpoint.to_json)
         logged = list_checkpoints(connection, AUDIT_LOG, PageRequest(1)).rows
+        head = head_of(connection, chain)
     path = control.evidence_key_file
+    key = None if path is None else signing_key(path)
     return shown | {
-        "public_key": None if path is None else public_pem(signing_key(path)),
+        "public_key": None if key is None else public_pem(key),
+        "head": None if key is None or head is None else signed(head, key).to_json(),
         "audit_log": logged[0].to_json() if logged else None,
     }
 

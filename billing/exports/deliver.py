@@ -2,6 +2,7 @@
 on when its receiver has answered 2xx, so each request is sent at least once, always under the same ids.
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -130,7 +131,7 @@ class Deliverer:
         rest = [each for each in requests if each not in too_old]
         failure = None
         for body in bodies(rest, sink.form, sink.customer, sink.meter):
-            failure = self._post(sink, f"{sink.sink_id}-{place.chain}-{place.position + 1}", body, now_ms)
+            failure = self._post(sink, body, now_ms)
             if failure is not None:
                 break
         with self._engine.begin() as connection:
@@ -142,8 +143,11 @@ class Deliverer:
             sinks.failed(connection, sink, place, failure.why, next_ms, now_ms, unsure=failure.unsure)
         return failure
 
-    def _post(self, sink: Sink, message_id: str, body: Any, now_ms: int) -> "_Failure | None":
+    def _post(self, sink: Sink, body: Any, now_ms: int) -> "_Failure | None":
         content = orjson.dumps(body)
+        # The same again only with the same content: a receiver drops what has an id that it knows, and a
+        # batch that is sent again may have more in it.
+        message_id = f"{sink.sink_id}-{hashlib.sha256(content).hexdigest()[:32]}"
         headers = {
             "content-type": _CONTENT.get(sink.form, "application/json"),
             **signed_headers(sink.secret, message_id, now_ms // 1000, content),

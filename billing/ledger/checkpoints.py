@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import distinct_on, insert
 from billing.findings import Finding, FindingKind
 from billing.ledger.chain_entry import canonical
 from billing.page import Order, Page, PageRequest, read_page
-from billing.schema.accounts import audit_log
+from billing.schema.accounts import audit_head, audit_log
 from billing.schema.chain import usage_chain, usage_chain_head, usage_checkpoint
 from billing.schema.clock import database_now_ms
 from billing.wire.evidence import key_id
@@ -157,6 +157,22 @@ def list_checkpoints(connection: Connection, chain: str, asked: PageRequest) -> 
     of = usage_checkpoint.c
     query = select(usage_checkpoint).where(of.chain == chain, of.signature.is_not(None))
     return read_page(connection, query, _NEWEST_FIRST, lambda row: _read(row._mapping), asked)
+
+
+def head_of(connection: Connection, chain: str) -> Checkpoint | None:
+    """Where a chain stands now, not signed; None if it has no link."""
+    now_ms = database_now_ms(connection)
+    if chain == AUDIT_LOG:
+        row = connection.execute(
+            select(audit_head.c.entry.label("position"), audit_head.c.hash)
+        ).one_or_none()
+    else:
+        of = usage_chain_head.c
+        place = select(of.position, func.encode(of.hash, "hex").label("hash")).where(of.chain == chain)
+        row = connection.execute(place).one_or_none()
+    if row is None or not row.position:
+        return None
+    return Checkpoint(chain=chain, position=row.position, hash=row.hash, at_ms=now_ms)
 
 
 def between(connection: Connection, chain: str, first: int, last: int) -> Iterator[Checkpoint]:

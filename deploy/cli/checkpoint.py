@@ -2,8 +2,8 @@
 
 import click
 
-from deploy.cli.connection import call_list
-from deploy.cli.output import Columns, json_option, limit_option, show
+from deploy.cli.connection import call, call_list
+from deploy.cli.output import Columns, json_option, limit_option, print_fields, print_json, show
 
 
 @click.group()
@@ -29,3 +29,21 @@ def list_all(tenant: str | None, limit: int | None, as_json: bool) -> None:
     }
     found = call_list("usage", "checkpoints", query={"tenant": tenant}, limit=limit)
     show(found, as_json, columns, empty="no day is over yet")
+
+
+@checkpoint.command()
+@click.option("--tenant", help="Name or id of the tenant. Default: the audit log.")
+@json_option
+def now(tenant: str | None, as_json: bool) -> None:
+    """Print where the chain stands now, signed: keep it elsewhere, and nobody can rewrite today unseen.
+
+    \b
+    taas checkpoint now --json > audit-log.$(date +%FT%H).json
+    """
+    head = call("GET", "usage", "checkpoints", query={"tenant": tenant, "limit": 1})["head"]
+    if head is None:
+        raise click.ClickException("there is no link yet, or no key to sign with (TAAS_EVIDENCE_KEY_FILE)")
+    if as_json:
+        print_json(head)
+    else:
+        print_fields({**head["checkpoint"], "key": head["key"], "signature": head["signature"]})

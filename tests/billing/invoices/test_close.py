@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,19 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, func, select, text
 
-from billing.audit import finding_rows
 from billing.catalogue import tenants
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import set_price
 from billing.catalogue.tenants import Tenant
 from billing.contracts import store as contracts
-from billing.findings import Finding, FindingKind
 from billing.invoices import credit_notes, credits, store
 from billing.invoices.check import check_invoices
 from billing.invoices.close import (
     close,
     compute_again,
-    draft_again,
     make_draft,
     next_period,
     refuse_early,
@@ -39,11 +35,9 @@ from billing.ledger.accounts import Account, account_balance
 from billing.ledger.backfill import Scope, backfill
 from billing.ledger.check import check_ledger
 from billing.ledger.entries import ReceivedEvent, record_events
-from billing.page import PageRequest
 from billing.refusals import Conflict, Invalid
 from billing.schema.ledger import ledger_posting
 from billing.wire import redis_clock, redis_keys
-from billing.wire.tokens import CounterPair
 from tests.billing.events import event
 from tests.billing.ledger.test_price_scopes import OURS, sign
 from tests.examples import examples
@@ -171,7 +165,7 @@ def test_a_period_is_closed_when_it_is_over_and_its_usage_recorded(books: Books)
     refuse_early(books.client, now_ms - 300_000, reserved=True)
 
 
-def test_late_usage_is_on_the_next_invoice_under_its_own_period(books: Books) -> None:
+def test_fault_47_late_usage_is_on_the_next_invoice_under_its_own_period(books: Books) -> None:
     books.use(OCTOBER)
     first = books.close("2023-10")
     books.use(OCTOBER + 5)
@@ -192,7 +186,7 @@ def test_late_usage_is_on_the_next_invoice_under_its_own_period(books: Books) ->
     assert [each[1] for each in lines(books.close("2023-12"))] == ["2023-10", "2023-10"]
 
 
-def test_a_price_that_is_set_later_puts_its_requests_on_the_next_invoice(books: Books) -> None:
+def test_fault_47_a_price_that_is_set_later_puts_its_requests_on_the_next_invoice(books: Books) -> None:
     books.use(OCTOBER, model="m2")
     first = books.close("2023-10")
     assert json.loads(first.document)["not_billed"] == {"unpriced": 1, "quarantined": 0}
@@ -204,47 +198,13 @@ def test_a_price_that_is_set_later_puts_its_requests_on_the_next_invoice(books: 
     ]  # fmt: skip
 
 
-def test_what_audits_found_is_on_the_invoice_as_it_was_and_nothing_of_other_tenants(books: Books) -> None:
-    books.use(OCTOBER)
-    theirs = event("req_theirs", ended_ms=OCTOBER, tenant="ten_other", instance="i2")
-    record_events(books.connection, [ReceivedEvent.read(theirs.to_json())])
-    residual = Finding(
-        kind=FindingKind.RESIDUAL, message="of ten_other at i1", instance="i1", tokens=CounterPair(0, 7)
-    )
-    twice = Finding(kind=FindingKind.USAGE_CONFLICT, message="two", ids=("req_1", "req_theirs"), count=2)
-    seen = [
-        residual, replace(residual, instance="i2"), replace(residual, kind=FindingKind.UNREACHABLE), twice,
-        Finding(kind=FindingKind.NOT_FOR_SALE, message="m9", ids=("m9",)),
-    ]  # fmt: skip
-    finding_rows.keep(books.connection, seen, facts=False)
-    found = finding_rows.list_page(books.connection, PageRequest(9), state=None, kind=None, gone=False).rows
-    named = {(row.kind, row.said.get("instance")): row.finding for row in found}
-    finding_rows.change(books.connection, named["unreachable", "i1"], resolve="ten_other pulled the plug")
-    finding_rows.change(books.connection, named["residual", "i1"], owner="ada")
+def test_fault_30_usage_in_doubt_is_on_no_invoice_and_counted(books: Books) -> None:
+    books.use(OCTOBER, anomaly="usage_above_max_tokens")
+    books.use(OCTOBER + 1)
     made = books.close("2023-10")
-    said = json.loads(made.document)["reconciliation"]
-    assert said["audited_ms"] is None
-    shown = {(each["kind"], each["state"]): (each["finding"], each["requests"]) for each in said["findings"]}
-    assert shown == {
-        ("residual", "acknowledged"): (named["residual", "i1"], []),
-        ("usage_conflict", "open"): (named["usage_conflict", None], ["req_1"]),
-    }
-    assert not any(word in made.document for word in (b"theirs", b"ten_other", b"ada", b"i1"))
-    finding_rows.keep(books.connection, [], facts=False)
-    assert compute_again(books.connection, made.number) == made.document
-    later = json.loads(books.close("2023-11").document)
-    assert later["reconciliation"] == {"audited_ms": None, "findings": []}
-
-
-def test_an_invoice_from_before_findings_were_listed_is_computed_again_without_them(books: Books) -> None:
-    books.use(OCTOBER)
-    made = books.close("2023-10")
-    facts = {**made.facts, "facts": {**made.facts["facts"]}}
-    del facts["facts"]["reconciliation"]
     document = json.loads(made.document)
-    del document["reconciliation"]
-    before = replace(made, facts=facts)
-    assert json.loads(draft_again(books.connection, before).document(made.number)) == document
+    assert (document["net"], document["not_billed"]) == ("2.00", {"unpriced": 0, "quarantined": 1})
+    assert compute_again(books.connection, made.number) == made.document
 
 
 def test_capacity_is_charged_used_or_not_and_what_was_short_is_given_back(books: Books) -> None:

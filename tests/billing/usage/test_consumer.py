@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import redis
 from sqlalchemy import Engine, func, select, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from billing.catalogue.price_book import set_price
 from billing.ledger.entries import ReceivedEvent, record_events
@@ -110,6 +110,36 @@ def test_after_an_outage_of_sql_the_same_entries_are_recorded_first(
     consumer.consume_once()
     consumer.consume_once()
     assert count(database, "usage_event") == 2
+    assert raw_redis.xlen(redis_keys.usage_stream("m1")) == 0
+
+
+@pytest.mark.parametrize(
+    "code", ["disk_full", "data_corrupted", "read_only_sql_transaction", "lock_not_available"]
+)
+def test_fault_38_what_a_ledger_that_takes_nothing_was_given_stays_in_the_stream(
+    database: Engine, raw_redis: redis.Redis, new_consumer: NewConsumer, code: str
+) -> None:
+    """A full disk, a broken page, a server that became read-only, a table that somebody has locked."""
+    consumer = new_consumer("one")
+    publish(raw_redis, event("a"), event("b"))
+    with database.begin() as connection:
+        connection.execute(text(
+            "create function fail() returns trigger language plpgsql as $$ begin "
+            f"raise exception 'it takes nothing' using errcode = '{code}'; end $$"
+        ))  # fmt: skip
+        connection.execute(text(
+            "create trigger failing before insert on ledger_posting for each row execute function fail()"
+        ))  # fmt: skip
+        set_price(connection, "m1", input="1", cached_input="1", output="1", valid_from_ms=0)
+    for _ in range(2):
+        with pytest.raises(DBAPIError, match="it takes nothing"):
+            consumer.consume_once()
+        assert count(database, "usage_event") == count(database, "usage_rejected") == 0
+        assert raw_redis.xlen(redis_keys.usage_stream("m1")) == 2
+    with database.begin() as connection:
+        connection.execute(text("drop trigger failing on ledger_posting"))
+    assert consumer.consume_once() == 2
+    assert count(database, "usage_event") == count(database, "ledger_transaction") == 2
     assert raw_redis.xlen(redis_keys.usage_stream("m1")) == 0
 
 

@@ -113,6 +113,9 @@ def test_usage_is_exported_and_verified(taas: Taas, used: None, tmp_path: Path) 
     taas("export", "--tenant", "acme", *EVER, "--format", "focus-1.4", "--out", str(table))
     assert table.read_bytes()[:4] == b"PAR1"
     assert "no day is over yet" in taas("checkpoint", "list", "--tenant", "acme").stdout
+    head = json.loads(taas("checkpoint", "now", "--tenant", "acme", "--json").stdout)
+    link = json.loads(taas("export", "--tenant", "acme", *EVER).stdout.splitlines()[-2])
+    assert head["checkpoint"] | {"at_ms": 0} == link["checkpoint"] | {"at_ms": 0}
     taas("export", "--tenant", "nobody", *EVER, "--out", str(tmp_path / "none"), exit_code=1)
     assert not list(tmp_path.glob("none*"))
     taas("export", "--tenant", "acme", exit_code=2)

@@ -296,6 +296,10 @@ def test_usage_and_audit_of_nothing(taas: Taas, told: Told, acme):
     assert audited == {"checked": "since_checkpoint", **nothing}
     assert told("audit", "--full")["checked"] == "all"
     assert told("checkpoint", "list")["data"] == []
+    head = told("checkpoint", "now")["checkpoint"]
+    (last,) = told("audit-log", "list", "--limit", "1")["data"]
+    assert (head["tenant"], head["position"], head["hash"]) == ("audit_log", last["entry"], last["hash"])
+    assert "no link yet" in taas("checkpoint", "now", "--tenant", "acme", exit_code=1).output
     assert "residual: 0 tokens" in taas("audit").stdout
 
 

@@ -213,8 +213,9 @@ def test_fault_30_wrong_usage_is_named_and_not_taken(last: bytes, anomaly: str) 
     assert reader.produced().output == 2
 
 
-def test_fault_30_usage_that_goes_back_in_mid_stream_is_named() -> None:
-    reader = meter()
+@pytest.mark.parametrize("samples", [1, 2])
+def test_fault_30_usage_that_goes_back_in_mid_stream_is_named(samples: int) -> None:
+    reader = meter(samples)
     reader.feed(chunk(5) + chunk(3, "b"))
     assert reader.anomaly == "usage_backwards"
     assert reader.produced().output == 5
