@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -20,10 +21,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
-    tuple_,
-    update,
 )
-from sqlalchemy.dialects.postgresql import insert
 
 from billing.audit.balance import EpochBalance, Metered
 from billing.page import Order, Page, PageRequest, read_page
@@ -118,6 +116,7 @@ def keep(
         if balance.has_counters and (row := _values(balance, states[balance.instance, balance.epoch]))
     ]
     there = _last(connection, [(row["instance"], row["epoch"]) for row in rows])
+    made, held = [], []
     for row in rows:
         last = there.get((row["instance"], row["epoch"]))
         same = last is not None and all(last[name] == row[name] for name in (*_SUMS, *_STATE))
@@ -131,12 +130,27 @@ def keep(
             and minute - last["until"] <= _GAP_MINUTES
             and minute // _HOUR_MINUTES == last["minute"] // _HOUR_MINUTES
         ):
-            if minute > last["until"]:
-                connection.execute(update(table).where(_same(last)).values(until=minute))
-            continue
-        made = {**row, "minute": minute, "until": minute}
-        keys = ["instance", "epoch", "minute"]
-        connection.execute(insert(table).values(made).on_conflict_do_update(index_elements=keys, set_=made))
+            held.append({name: last[name] for name in _KEY} | {"until": minute})
+        else:
+            made.append({**row, "minute": minute, "until": minute})
+    for statement, changed in ((_HOLD_ON, held), (_ADD, made)):
+        if changed:
+            connection.execute(statement, {"rows": orjson.dumps(changed).decode()})
+
+
+_KEY: Final = ("instance", "epoch", "minute")
+_HOLD_ON: Final = text("""
+update engine_balance b set until = held.until
+from jsonb_populate_recordset(null::engine_balance, cast(:rows as jsonb)) held
+where (b.instance, b.epoch, b.minute) = (held.instance, held.epoch, held.minute) and b.until < held.until
+""")
+_COLUMNS: Final = [column.name for column in table.c if column.name not in _KEY]
+_ADD: Final = text(
+    "insert into engine_balance "  # noqa: S608 (names of ours)
+    "select * from jsonb_populate_recordset(null::engine_balance, cast(:rows as jsonb)) "
+    "on conflict (instance, epoch, minute) do update "
+    f"set {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)}"
+)
 
 
 def residual_since_ms(connection: Connection, instance: str, epoch: str) -> int | None:
@@ -241,11 +255,6 @@ def _last(connection: Connection, engines: list[tuple[str, str]]) -> dict[tuple[
         return {}
     names = {"instances": [name for name, _ in engines], "epochs": [epoch for _, epoch in engines]}
     return {(row["instance"], row["epoch"]): dict(row) for row in connection.execute(_LAST, names).mappings()}
-
-
-def _same(row: Mapping[str, Any]) -> ColumnElement[bool]:
-    place = tuple_(table.c.instance, table.c.epoch, table.c.minute)
-    return place == tuple_(row["instance"], row["epoch"], row["minute"])
 
 
 def _read(row: Mapping[Any, Any]) -> BalanceRow:
