@@ -153,6 +153,10 @@ class Invoices:
             signatures.check(what, {**record, "key": record.get("key")}, text, self._report)
         check_sums(what, document, self._report)
         if document["document"] == "invoice":
+            begins_ms = document["period"]["from_ms"]
+            if self._documents and self._documents[-1]["period"]["until_ms"] != begins_ms:
+                missing = f"{day(self._documents[-1]['period']['until_ms'])} until {day(begins_ms)} UTC"
+                self._report.differs(f"{what}: the invoice before it, from {missing}, is missing")
             for each in document.get("earlier", ()):
                 self._earlier(what, each)
             self._documents.append(document)

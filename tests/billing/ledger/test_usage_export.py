@@ -202,6 +202,10 @@ def _cut_off(records: Records) -> None:
     del records[-1]
 
 
+def _invoice_taken_out(records: Records) -> None:
+    records.remove(one(records, record="invoice", number="INV-000002"))
+
+
 def _unsigned(records: Records) -> None:
     one(records, record="checkpoint")["signature"] = None
 
@@ -271,6 +275,10 @@ def _sign(record: dict[str, Any]) -> None:
         (_end, "end: its amount in pico-dollars: it says 1, and is"),
         (_other_tenant, "its tenant: it says"),
         (_invoice, "invoice INV-000001: the SHA-256 of its document"),
+        (
+            _invoice_taken_out,
+            "INV-000003: the invoice before it, from 2023-11-01 00:00:00 until 2023-12-01 00:00:00",
+        ),
         (
             _covered_too_little,
             "INV-000002, late usage of 2023-10: its unused commitment: it says 0.00, and is",
