@@ -202,7 +202,7 @@ def test_a_caller_sees_what_it_has_used_and_may_use(shop: Shop) -> None:
     with stack.gateway.client(other["key"]) as client:
         seen = client.get("/v1/usage/me").json()
         proven = client.get("/v1/usage/checkpoints").json()
-        assert proven == {"data": [], "next": None, "public_key": None, "audit_log": None}
+        assert proven == {"data": [], "head": None, "next": None, "public_key": None, "audit_log": None}
         assert client.get("/v1/usage/checkpoints?limit=0").status_code == 400
         assert client.get("/v1/usage/me", headers={"authorization": "Bearer sk-no"}).status_code == 401
     used = {of: (row["requests"], row["tokens"]["output"]) for of, row in seen["used"].items()}
