@@ -139,10 +139,18 @@ class Postgres:
         """It starts its workers by itself."""
 
     def kill(self) -> None:
-        workers = psutil.Process(self._pid).children()
-        os.kill(
-            next(each.pid for each in workers if "checkpointer" in " ".join(each.cmdline())), signal.SIGKILL
-        )
+        # While it recovers from the kill before, it has none for a moment.
+        while (pid := self._checkpointer()) is None:
+            time.sleep(0.01)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def _checkpointer(self) -> int | None:
+        for each in psutil.Process(self._pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "checkpointer" in " ".join(each.cmdline()):
+                    return int(each.pid)
+        return None
 
     def pause(self, seconds: float) -> None:
         _signal_tree(self._pid, signal.SIGSTOP)
