@@ -1,6 +1,9 @@
 """Moments for people and JSON, in UTC."""
 
 from datetime import UTC, datetime
+from typing import Final
+
+DAY_MS: Final = 86_400_000
 
 
 def utc(moment_ms: int) -> str:
@@ -13,6 +16,11 @@ def utc(moment_ms: int) -> str:
     except (ValueError, OverflowError, OSError):
         return f"{moment_ms} ms"
     return shown + (f".{ms:03d}Z" if ms else "Z")
+
+
+def day_of(moment_ms: int) -> str:
+    """The UTC day of a moment."""
+    return datetime.fromtimestamp(moment_ms // 1000, UTC).date().isoformat()
 
 
 def month_begins_ms(year: int, month: int) -> int:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Connection, Row, Text, and_, any_, case, func, literal, or_, select, true
+from sqlalchemy import Connection, Row, and_, case, func, or_, select, true
 
 from billing.catalogue import limits
 from billing.cell.scripts import BucketLevel, ContractLevel
 from billing.contracts.rates import ContractRate
+from billing.schema.any_of import any_of
 from billing.schema.catalogue import quota_limit, tenant
 from billing.schema.ledger import UNTOLD, in_days, usage_event
 from billing.wire import redis_keys
@@ -178,7 +179,7 @@ def _ended_lately(connection: Connection, cells: Sequence[str], now_ms: int) -> 
         )
         .lateral()
     )
-    these = any_(literal(cells, ARRAY(Text)))
+    these = any_of(cells)
     query = select(theirs).select_from(tenant.join(theirs, true())).where(theirs.c.cell == these)
     return iter(connection.execute(query))
 
@@ -207,7 +208,7 @@ def _ended_in_long_windows(connection: Connection, cells: Sequence[str], now_ms:
         .where(
             in_days(now_ms - _LONGEST_MS, None), of.tenant.in_(limited), of.ended_ms > now_ms - _LONGEST_MS
         )
-        .where(of.cell == any_(literal(cells, ARRAY(Text))))
+        .where(of.cell == any_of(cells))
         .group_by(of.cell, of.tenant, of.key_id, of.model, minute_ms)
     )
     return iter(connection.execute(query))

@@ -21,7 +21,6 @@ from billing.api.query import KNOWN_QUERY
 from billing.catalogue.money import Money
 from billing.economics.owed import beside_tokens
 from billing.ledger.usage_buckets import (
-    DAY_MS,
     MINUTE_MS,
     CostGroup,
     UsageGroup,
@@ -29,6 +28,7 @@ from billing.ledger.usage_buckets import (
     read_costs,
     read_usage,
 )
+from billing.moments import DAY_MS
 from billing.refusals import Invalid
 from billing.schema.ledger import HOUR_MS
 

@@ -1,6 +1,6 @@
 """Routes of retention: which days of usage events there are, what keeps them, and dropping one."""
 
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
@@ -11,8 +11,8 @@ from billing.api.control import Control
 from billing.api.fields import Body
 from billing.api.query import KNOWN_QUERY
 from billing.ledger import retention
+from billing.moments import DAY_MS, day_of
 from billing.refusals import Invalid
-from billing.schema.ledger import DAY_MS
 
 router = APIRouter(prefix="/admin/v1/retention", tags=["retention"], dependencies=[KNOWN_QUERY])
 
@@ -69,8 +69,10 @@ def show(control: Control, days: Days | None = None) -> dict[str, Any]:
         dropped = retention.dropped(connection, most=_DROPPED_MOST)
     return {
         "days": kept,
-        "oldest": None if oldest_ms is None else _text(oldest_ms // DAY_MS),
-        "due": [{"day": _text(each.day), "events": each.events, "blocked": each.blocked} for each in due],
+        "oldest": None if oldest_ms is None else day_of(oldest_ms),
+        "due": [
+            {"day": day_of(each.day * DAY_MS), "events": each.events, "blocked": each.blocked} for each in due
+        ],
         "dropped": [_dropped(each) for each in dropped],
     }
 
@@ -93,9 +95,8 @@ def drop(body: DayDrop, control: Control, response: Response) -> dict[str, Any]:
 
 def _dropped(each: retention.Dropped) -> dict[str, Any]:
     return {
-        "day": _text(each.day), "events": each.events, "kept": each.kept, "dropped_ms": each.dropped_ms,
-    }  # fmt: skip
-
-
-def _text(day: int) -> str:
-    return datetime.fromtimestamp(day * DAY_MS / 1000, UTC).date().isoformat()
+        "day": day_of(each.day * DAY_MS),
+        "events": each.events,
+        "kept": each.kept,
+        "dropped_ms": each.dropped_ms,
+    }

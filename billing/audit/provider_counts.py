@@ -6,7 +6,7 @@ there is to compare with. A day is compared once it is over.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -14,12 +14,11 @@ from sqlalchemy import Connection, and_, delete, insert, select
 
 from billing.findings import Finding, FindingKind
 from billing.ledger.provider_usage import Period, provider_usage
-from billing.moments import utc
+from billing.moments import day_of
 from billing.schema.clock import database_now_ms
 from billing.schema.findings import provider_count as table
 from billing.wire.engine_kinds import without_snapshot
 
-_DAY_MS: Final = 86_400_000
 # What is compared, by the names of their figures.
 _KINDS: Final = {"input": "prompt", "cached input": "cached", "cache write": "written", "output": "output"}
 
@@ -56,13 +55,7 @@ def take(connection: Connection, account: Account, days: Collection[str], counte
     connection.execute(delete(table).where(here, table.c.day.in_(sorted(days))))
     nothing = {"model": "", "prompt": 0, "cached": 0, "written": None, "output": 0}
     rows = [{**place, "day": day, **nothing} for day in sorted(days)]
-    rows += [
-        {
-            **place, "day": each.day, "model": each.model, "prompt": each.prompt, "cached": each.cached,
-            "written": each.written, "output": each.output,
-        }
-        for each in counted
-    ]  # fmt: skip
+    rows += [{**place, **asdict(each)} for each in counted]
     connection.execute(insert(table), rows)
 
 
@@ -98,7 +91,7 @@ def check(connection: Connection, only: tuple[Account, Collection[str]] | None =
     """A finding for each day that is over, account and model of which a provider has another figure; of all
     that is kept, or of these days of an account.
     """
-    kept = select(table).where(table.c.day < utc(database_now_ms(connection))[:10])
+    kept = select(table).where(table.c.day < day_of(database_now_ms(connection)))
     if only is not None:
         asked, days = only
         here = and_(table.c.provider == asked.provider, table.c.instances == asked.key)

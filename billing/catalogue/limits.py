@@ -9,13 +9,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, ColumnElement, Connection, Row, Text, any_, delete, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import api_keys, models, outbox, tenants
 from billing.catalogue.outbox import ChangeKind
 from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Invalid, NotFound
+from billing.schema.any_of import any_of
 from billing.schema.catalogue import quota_limit as table
 from billing.schema.clock import NOW_MS
 from billing.wire.limits import NAMES, LimitEntry, Limits
@@ -116,9 +117,7 @@ class Table:
 
 def table_of(connection: Connection, tenant_ids: Collection[str]) -> Table:
     """The limits of these tenants and of their keys."""
-    # One parameter, because there may be more ids than a statement can have parameters.
-    these = any_(literal(list(tenant_ids), ARRAY(Text)))
-    rows = connection.execute(select(table).where(table.c.tenant_id == these))
+    rows = connection.execute(select(table).where(table.c.tenant_id == any_of(tenant_ids)))
     return Table(
         {(row.tenant_id, row.key_id, row.model): {name: row._mapping[name] for name in NAMES} for row in rows}
     )

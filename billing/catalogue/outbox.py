@@ -7,8 +7,9 @@ It owns the rows of `projection_outbox`. It knows neither what is written to Red
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import ARRAY, BigInteger, Connection, any_, delete, func, insert, literal, select
+from sqlalchemy import BigInteger, Connection, delete, func, insert, select
 
+from billing.schema.any_of import any_of
 from billing.schema.catalogue import projection_outbox
 
 
@@ -56,7 +57,5 @@ def done(connection: Connection, changes: list[CatalogueChange]) -> None:
     """Delete exactly these: a slower transaction may still commit a smaller id."""
     if changes:
         ids = [change.change_id for change in changes]
-        # One parameter, because after a long outage there may be more ids than a statement can have
-        # parameters.
-        these = any_(literal(ids, ARRAY(BigInteger)))
+        these = any_of(ids, BigInteger())
         connection.execute(delete(projection_outbox).where(projection_outbox.c.change_id == these))

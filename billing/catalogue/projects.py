@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ARRAY, Connection, Row, Text, any_, literal, select, update
+from sqlalchemy import Connection, Row, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import outbox
@@ -15,6 +15,7 @@ from billing.catalogue.names import PROJECT_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
 from billing.page import Order, Page, PageRequest, contains, read_page
 from billing.refusals import Conflict, NotFound
+from billing.schema.any_of import any_of
 from billing.schema.catalogue import api_key
 from billing.schema.catalogue import project as table
 
@@ -125,8 +126,7 @@ def change(
 
 def names(connection: Connection, project_ids: Iterable[str]) -> dict[str, str]:
     """The names of these ids; unknown ones are left out."""
-    # One parameter, because there may be more ids than a statement can have parameters.
-    these = any_(literal(list(set(project_ids)), ARRAY(Text)))
+    these = any_of(set(project_ids))
     rows = connection.execute(select(table.c.project_id, table.c.name).where(table.c.project_id == these))
     return {row.project_id: row.name for row in rows}
 

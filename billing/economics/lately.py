@@ -21,8 +21,8 @@ from billing.economics.reading import (
     read_histories,
     read_used,
 )
+from billing.moments import DAY_MS
 
-DAY_MS: Final = 86_400_000
 BASIS_DAYS: Final = 28
 # Over which capacity has its average price.
 _AHEAD_MS: Final = 2 * 366 * DAY_MS

@@ -22,6 +22,7 @@ from billing.exports.recorded import Form, RecordedRequest
 from billing.exports.shapes import bodies
 from billing.exports.sinks import Place, Sink, Why
 from billing.metrics import BillingMetrics
+from billing.moments import DAY_MS
 from billing.schema.clock import database_now_ms
 from billing.wire.webhooks import retry_after_ms, signed_headers
 
@@ -33,11 +34,10 @@ _TURN_S: Final = 3.0
 _SINKS_AT_ONCE: Final = 8
 # So many links of a chain make at most 100 events, in one call.
 _LINKS: Final = {Form.CLOUDEVENTS: 100, Form.OPENMETER: 100, Form.STRIPE: 25, Form.LAGO: 25}
-_DAY_MS: Final = 86_400_000
 # Stripe refuses what is older than 35 days; a call may take a while.
-_WINDOW_MS: Final = {Form.STRIPE: 35 * _DAY_MS - 300_000}
+_WINDOW_MS: Final = {Form.STRIPE: 35 * DAY_MS - 300_000}
 # It knows an identifier again for 24 hours: what it may have taken before, it would count a second time.
-_KNOWS_MS: Final = {Form.STRIPE: _DAY_MS - 300_000}
+_KNOWS_MS: Final = {Form.STRIPE: DAY_MS - 300_000}
 _BATCH: Final = "application/cloudevents-batch+json"
 _CONTENT: Final = {Form.CLOUDEVENTS: _BATCH, Form.OPENMETER: _BATCH}
 _STRIPE_VERSION: Final = "2024-09-30.acacia"

@@ -18,10 +18,11 @@ import orjson
 
 from billing.catalogue.money import Money, price_string
 from billing.catalogue.price_book import Price
-from billing.exports.billing_periods import DAY_MS, UsedInDay, Work, days_of
+from billing.exports.billing_periods import UsedInDay, Work, days_of
 from billing.exports.focus_columns import Dataset, Version, columns_of
 from billing.exports.table import ONE, Row, Value, decimal_text
 from billing.invoices.lines import Reserved, capacity_amount
+from billing.moments import DAY_MS
 from billing.wire.tokens import TOKEN_KINDS
 
 UNIT_HOURS: Final = "Unit-Hours"

@@ -22,6 +22,7 @@ from billing.exports.table import ONE, Row
 from billing.invoices.lines import capacity_amount
 from billing.invoices.store import Stored
 from billing.invoices.terms import capacity_charges
+from billing.moments import DAY_MS
 from billing.schema.capacity import contract_history
 
 # No term that is agreed for ever has an end; the standard asks for one.
@@ -231,5 +232,5 @@ def _duration(from_ms: int, until_ms: int) -> str:
     months = (ends.year - begins.year) * 12 + ends.month - begins.month
     if months > 0 and (ends.day, ends.time()) == (begins.day, begins.time()):
         return f"{months} Month{'s' if months > 1 else ''}"
-    count = max(1, round((until_ms - from_ms) / 86_400_000))
+    count = max(1, round((until_ms - from_ms) / DAY_MS))
     return f"{count} Day{'s' if count > 1 else ''}"

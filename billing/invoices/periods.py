@@ -10,9 +10,9 @@ from datetime import UTC, date, datetime
 from typing import Final
 
 from billing.catalogue.budget_periods import day_begins_ms
+from billing.moments import DAY_MS
 
 _NAME: Final = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])", re.ASCII)
-_DAY_MS: Final = 86_400_000
 
 
 def period(name: str, day: int, zone: str) -> tuple[int, int]:
@@ -46,7 +46,7 @@ def days(from_ms: int, until_ms: int) -> int:
     """How long a period is, to the nearest day: clocks that change and zones that do make it hours more or
     less.
     """
-    return round((until_ms - from_ms) / _DAY_MS)
+    return round((until_ms - from_ms) / DAY_MS)
 
 
 def _read(name: str) -> tuple[int, int]:

@@ -16,9 +16,10 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.catalogue.price_book import Price, prices_by_id
 from billing.ledger.bulk_insert import insert_rows
 from billing.ledger.chain_entry import NO_HASH, Parts, digest, entry, link, parts_of, price_document
-from billing.ledger.checkpoints import DAY_MS, note_days
+from billing.ledger.checkpoints import note_days
 from billing.ledger.dropped import proofs_of
 from billing.ledger.event_days import are_those
+from billing.moments import DAY_MS
 from billing.schema.chain import usage_chain, usage_chain_head, usage_unchained
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import ledger_transaction, usage_event

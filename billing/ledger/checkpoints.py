@@ -8,7 +8,6 @@ A day without a link has none: the checkpoint before it holds on.
 import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -18,6 +17,7 @@ from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from billing.findings import Finding, FindingKind
 from billing.ledger.chain_entry import canonical
+from billing.moments import DAY_MS, day_of
 from billing.page import Order, Page, PageRequest, read_page
 from billing.schema.accounts import audit_head, audit_log
 from billing.schema.chain import usage_chain, usage_chain_head, usage_checkpoint
@@ -25,7 +25,6 @@ from billing.schema.clock import database_now_ms
 from billing.wire.evidence import key_id
 
 VERSION: Final = 1
-DAY_MS: Final = 86_400_000
 _SIGNED: Final = b"taas usage checkpoint 1\n"
 # In one transaction; signing takes about 50 µs each.
 _SIGNED_AT_ONCE: Final = 1000
@@ -61,11 +60,6 @@ class Checkpoint:
     def signed_text(self) -> bytes:
         """The bytes that are signed."""
         return _SIGNED + canonical(self.document())
-
-
-def day_of(moment_ms: int) -> str:
-    """The UTC day of a moment."""
-    return datetime.fromtimestamp(moment_ms // 1000, UTC).date().isoformat()
 
 
 def end_days(connection: Connection) -> None:

@@ -7,11 +7,11 @@ from typing import Final
 
 from sqlalchemy import Connection, exists, select
 
-from billing.moments import utc
+from billing.moments import DAY_MS, utc
 from billing.refusals import Invalid, NotFound
 from billing.schema.chain import usage_chain
 from billing.schema.invoices import late_transaction
-from billing.schema.ledger import DAY_MS, ledger_transaction
+from billing.schema.ledger import ledger_transaction
 from billing.schema.retention import dropped_day, dropped_event
 
 _LAST: Final = 2**63 - 1

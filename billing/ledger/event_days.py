@@ -6,22 +6,20 @@ and those whose time cannot be right.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
     Connection,
     Integer,
-    Text,
     and_,
-    any_,
-    literal,
     select,
     text,
 )
 
-from billing.schema.ledger import DAY_MS, NO_DAY, ledger_transaction, usage_event
+from billing.moments import DAY_MS
+from billing.schema.any_of import any_of
+from billing.schema.ledger import NO_DAY, ledger_transaction, usage_event
 
 # Events of other days than these are of no day: late ones, and those of a clock that is wrong, must not make
 # a table each.
@@ -88,17 +86,12 @@ def recorded(connection: Connection, request_ids: Collection[str]) -> dict[str, 
     of = ledger_transaction.c
     # The index leaves out what is of no request.
     query = select(of.request_id, of.day).where(
-        of.request_id == _any_id(request_ids), of.request_id.is_not(None), of.corrects.is_(None)
+        of.request_id == any_of(request_ids), of.request_id.is_not(None), of.corrects.is_(None)
     )
     return {row.request_id: row.day for row in connection.execute(query)}
 
 
 def are_those(days: Mapping[str, int]) -> ColumnElement[bool]:
     """That an event is of one of these requests, as `recorded` found them."""
-    some: ColumnElement[Any] = any_(literal(sorted(set(days.values())), ARRAY(Integer)))
-    return and_(usage_event.c.day == some, usage_event.c.request_id == _any_id(days))
-
-
-def _any_id(ids: Collection[str]) -> ColumnElement[Any]:
-    # One parameter, because there may be more than a statement can have.
-    return any_(literal(list(ids), ARRAY(Text)))
+    some = any_of(sorted(set(days.values())), Integer())
+    return and_(usage_event.c.day == some, usage_event.c.request_id == any_of(days))

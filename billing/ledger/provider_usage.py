@@ -8,10 +8,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, literal_column, select
 
-from billing.moments import utc
+from billing.moments import DAY_MS, day_of
 from billing.schema.ledger import TOLD, UNTOLD, in_days, usage_event
 
-_MS_PER_DAY: Final = 86_400_000
 _KINDS: Final = ("prompt", "cached", "written", "output")
 
 
@@ -30,7 +29,7 @@ def provider_usage(
     `absorbed` is what was produced and not billed.
     """
     of = usage_event.c
-    day = of.ended_ms.op("/")(literal_column(str(_MS_PER_DAY)))
+    day = of.ended_ms.op("/")(literal_column(str(DAY_MS)))
     model = of.provider.op("->>")(literal_column("'model'"))
     tokens = {
         f"{what}_{name}": func.coalesce(func.sum(of[f"{what}_{name}"]).filter(TOLD), 0)
@@ -57,7 +56,7 @@ def provider_usage(
         query = query.where(of.instance.in_(instances))
     return [
         {
-            "day": utc(row["day"] * _MS_PER_DAY)[:10],
+            "day": day_of(row["day"] * DAY_MS),
             "model": row["model"],
             "requests": row["requests"],
             "untold": row["untold"],

@@ -16,10 +16,11 @@ from billing.catalogue.price_book import prices_by_id
 from billing.ledger.chain import ENTRY_COLUMNS, PriceDigests, read_entries, stored_entry
 from billing.ledger.chain_entry import entry, link
 from billing.ledger.event_days import make, partition
+from billing.moments import DAY_MS
 from billing.refusals import Conflict
 from billing.schema.chain import usage_chain
 from billing.schema.clock import database_now_ms
-from billing.schema.ledger import DAY_MS, TOTAL_COLUMNS, ledger_transaction
+from billing.schema.ledger import TOTAL_COLUMNS, ledger_transaction
 from billing.schema.retention import dropped_day, dropped_total
 
 _log = logging.getLogger(__name__)

@@ -13,11 +13,9 @@ from sqlalchemy import (
     FromClause,
     Select,
     Text,
-    any_,
     case,
     cast,
     func,
-    literal,
     literal_column,
     not_,
     or_,
@@ -28,6 +26,7 @@ from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import prices_by_id
 from billing.ledger.dropped import refuse_dropped
 from billing.ledger.usage_report import tokens_by_kind, usage_between, usage_of_requests
+from billing.schema.any_of import any_of
 from billing.schema.catalogue import instance, model
 from billing.schema.catalogue import tenant as tenant_table
 from billing.schema.ledger import HOUR_MS, usage_event
@@ -35,7 +34,6 @@ from billing.wire.routes import OFFERED_ROUTES, ROUTE_FACTS, Route
 from billing.wire.tokens import TOKEN_KINDS
 
 MINUTE_MS: Final = 60_000
-DAY_MS: Final = 24 * HOUR_MS
 _GENERATING: Final = tuple(name for name in OFFERED_ROUTES if ROUTE_FACTS[Route(name)].generates)
 # What may be grouped by, and its column of the sums by hour.
 GROUPS: Final[Mapping[str, str]] = {
@@ -174,7 +172,7 @@ def _source(connection: Connection, wanted: Wanted) -> tuple[FromClause, ColumnE
     if wanted.tenant_id is None:
         # The index begins with the tenant.
         all_ids = connection.execute(select(tenant_table.c.tenant_id)).scalars().all()
-        query = query.where(usage_event.c.tenant == _any(all_ids))
+        query = query.where(usage_event.c.tenant == any_of(all_ids))
     events = query.subquery("usage")
     return events, events.c.minute
 
@@ -192,7 +190,7 @@ def _narrowed(query: Select[Any], source: FromClause, wanted: Wanted) -> Select[
     among = {"project": wanted.project_ids, "key_id": wanted.key_ids, "model": wanted.models}
     for name, values in among.items():
         if values is not None:
-            query = query.where(source.c[name] == _any(values))
+            query = query.where(source.c[name] == any_of(values))
     if wanted.batch is not None:
         query = query.where((source.c["class"] == "batch").is_(wanted.batch))
     if wanted.pools is not None:
@@ -208,8 +206,3 @@ def _narrowed(query: Select[Any], source: FromClause, wanted: Wanted) -> Select[
         )
         query = query.where(pooled if wanted.pools else not_(pooled))
     return query
-
-
-def _any(values: Sequence[str]) -> ColumnElement[Any]:
-    # One parameter, because there may be more values than a statement can have parameters.
-    return any_(literal(list(values), ARRAY(Text)))

@@ -30,7 +30,7 @@ from billing.catalogue.price_book import COST, SALE, Price, PriceList, prices_by
 from billing.ledger.cost import COST_AMOUNT, COST_PRICE
 from billing.ledger.dropped import refuse_dropped
 from billing.ledger.entries import OWED_EVENTS, Pricing
-from billing.moments import utc
+from billing.moments import DAY_MS, day_of, utc
 from billing.schema.ledger import (
     HOUR_MS,
     TOLD,
@@ -44,8 +44,6 @@ from billing.schema.ledger import (
 from billing.wire.dimensions import Dimension
 from billing.wire.part_ids import LATER_PART_LIKE
 from billing.wire.tokens import TOKEN_KINDS, by_kind
-
-_MS_PER_DAY: Final = 24 * HOUR_MS
 
 
 def _sum(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -398,5 +396,5 @@ def _group_value(dimension: Dimension, value: Any) -> str:
     if dimension is Dimension.HOUR:
         return utc(value * HOUR_MS)
     if dimension is Dimension.DAY:
-        return utc(value * _MS_PER_DAY)[:10]
+        return day_of(value * DAY_MS)
     return str(value or "")  # not every column has a value in every event

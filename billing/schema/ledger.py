@@ -32,6 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from billing.moments import DAY_MS
 from billing.schema.capacity import contract
 from billing.schema.clock import NOW_MS
 from billing.schema.metadata import metadata
@@ -134,7 +135,6 @@ _TOLD_SOURCE: Final = usage_event.c.usage_source == UsageSource.ENGINE.value
 TOLD: Final = and_(usage_event.c.provider.is_not(None), _TOLD_SOURCE)
 UNTOLD: Final = and_(usage_event.c.provider.is_not(None), ~_TOLD_SOURCE)
 
-DAY_MS: Final = 86_400_000
 # The partition of what has no day.
 NO_DAY: Final = 0
 

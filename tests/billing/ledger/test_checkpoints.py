@@ -12,13 +12,13 @@ from billing.ledger.chain import ENTRY_COLUMNS, HOUSE, add_links, lock_heads, re
 from billing.ledger.chain_check import check_chains
 from billing.ledger.checkpoints import (
     AUDIT_LOG,
-    DAY_MS,
     check_checkpoints,
     end_days,
     list_checkpoints,
     newest,
     sign_days,
 )
+from billing.moments import DAY_MS
 from billing.page import PageRequest
 from billing.schema import accounts
 from billing.schema.clock import database_now_ms

@@ -14,8 +14,9 @@ from billing.ledger.check import check_ledger
 from billing.ledger.entries import ReceivedEvent, Recorded, record_events
 from billing.ledger.usage_report import report_usage, usage_of_requests
 from billing.migrate import alembic_config, upgrade
+from billing.moments import DAY_MS
 from billing.schema.clock import database_now_ms
-from billing.schema.ledger import DAY_MS, NO_DAY, usage_conflict, usage_event
+from billing.schema.ledger import NO_DAY, usage_conflict, usage_event
 from billing.wire.usage_event import UsageEvent
 from tests.billing.events import event
 

@@ -30,8 +30,8 @@ from billing.ledger.entries import ReceivedEvent, Recorded, record_events
 from billing.ledger.receipt import find_receipt
 from billing.ledger.usage_export import export_usage, span_of
 from billing.ledger.usage_report import report_usage
+from billing.moments import DAY_MS
 from billing.refusals import Conflict, Invalid, NotFound
-from billing.schema.ledger import DAY_MS
 from billing.wire.dimensions import Dimension
 from billing.wire.ending import Ending
 from billing.wire.evidence import make_key, public_pem, read_private_key
