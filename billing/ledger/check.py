@@ -84,6 +84,23 @@ where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output, s
   is distinct from (h.billed_prompt, h.billed_output, h.absorbed_prompt, h.absorbed_output, h.units_mu,
     h.amount_picousd)
 """  # noqa: S608 (constants)
+_DAY_SUMS: Final = (
+    "requests", "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
+    "absorbed_output", "units_mu", "amount_picousd",
+)  # fmt: skip
+_DAYS: Final = f"""
+select coalesce(d.tenant, h.tenant) || ' ' || coalesce(d.day, h.day) as id
+from (
+  select tenant, day, {", ".join(f"sum({name}) as {name}" for name in _DAY_SUMS)}
+  from usage_day group by tenant, day
+) d
+full join (
+  select tenant, hour / 24 as day, {", ".join(f"sum({name}) as {name}" for name in _DAY_SUMS)}
+  from usage_hour group by 1, 2
+) h on d.tenant = h.tenant and d.day = h.day
+where ({", ".join(f"d.{name}" for name in _DAY_SUMS)})
+  is distinct from ({", ".join(f"h.{name}" for name in _DAY_SUMS)})
+"""  # noqa: S608 (constants)
 _CHECKS: Final = (
     (FindingKind.LEDGER_UNBALANCED, "ledger transactions whose postings do not sum to zero", _UNBALANCED),
     (FindingKind.LEDGER_INCOMPLETE, "usage events without a ledger transaction", _INCOMPLETE),
@@ -96,6 +113,7 @@ _CHECKS: Final = (
     ),
     (FindingKind.TOTALS_DIFFER, "running totals that are not the sums of the events", _TOTALS),
     (FindingKind.TOTALS_DIFFER, "hours of a tenant that are not the sums of its requests", _HOURS),
+    (FindingKind.TOTALS_DIFFER, "days of a tenant that are not the sums of its hours", _DAYS),
 )
 _SET_ASIDE: Final = (
     (

@@ -1,5 +1,5 @@
-"""Usage and costs in buckets of a minute, an hour or a day of UTC. Hours and days are read from the sums by
-hour, minutes from the requests themselves. It groups; it prices nothing.
+"""Usage and costs in buckets of a minute, an hour or a day of UTC. Hours and days are read from sums, minutes
+from the requests themselves. It groups; it prices nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import prices_by_id
 from billing.ledger.dropped import refuse_dropped
 from billing.ledger.usage_report import tokens_by_kind, usage_between, usage_of_requests
+from billing.moments import DAY_MS
 from billing.schema.any_of import any_of
 from billing.schema.catalogue import instance, model
 from billing.schema.catalogue import tenant as tenant_table
@@ -164,7 +165,8 @@ def _added_up(connection: Connection, rows: Sequence[Any], wanted: Wanted) -> li
 def _source(connection: Connection, wanted: Wanted) -> tuple[FromClause, ColumnElement[Any]]:
     """Rows with the columns of the sums by hour, and the number of their bucket."""
     if wanted.width_ms >= HOUR_MS:
-        hours = usage_between(wanted.tenant_id, wanted.from_ms, wanted.until_ms)
+        by_hour = wanted.width_ms < DAY_MS
+        hours = usage_between(wanted.tenant_id, wanted.from_ms, wanted.until_ms, by_hour=by_hour)
         return hours, hours.c.hour.op("/")(literal_column(str(wanted.width_ms // HOUR_MS)))
     refuse_dropped(connection, wanted.from_ms, wanted.until_ms)
     minute = usage_event.c.ended_ms.op("/")(literal_column(str(wanted.width_ms))).label("minute")

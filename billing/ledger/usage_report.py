@@ -38,6 +38,7 @@ from billing.schema.ledger import (
     in_days,
     ledger_posting,
     ledger_transaction,
+    usage_day,
     usage_event,
     usage_hour,
 )
@@ -211,7 +212,7 @@ def report_usage(
     """The usage of one tenant, or of all, of requests that ended in [from, until)."""
     for begins_ms, ends_ms in read_from_requests(from_ms, until_ms):
         refuse_dropped(connection, begins_ms, ends_ms)
-    usage = usage_between(tenant, from_ms, until_ms)
+    usage = usage_between(tenant, from_ms, until_ms, by_hour=Dimension.HOUR in by)
     columns = [_grouped(usage.c, each).label(f"by_{each.value}") for each in by]
     query = (
         select(
@@ -252,25 +253,48 @@ def read_from_requests(from_ms: int | None, until_ms: int | None) -> list[tuple[
     return parts
 
 
-def usage_between(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Subquery:
-    """Sums by hour of requests that ended in [from, until). Whole hours are read from `usage_hour`, and only
-    what is left at the ends from the requests themselves.
+def usage_between(
+    tenant: str | None, from_ms: int | None, until_ms: int | None, *, by_hour: bool = False
+) -> Subquery:
+    """Sums of requests that ended in [from, until), by the `hour` in which they or their day began. Whole
+    days are read from `usage_day`, whole hours from `usage_hour`, and only what is left at the ends from the
+    requests themselves. `by_hour`: from hours and requests alone.
     """
-    first = None if from_ms is None else -(-from_ms // HOUR_MS)
-    last = None if until_ms is None else until_ms // HOUR_MS
+    sources = _SUMS[1:] if by_hour else _SUMS
+    return union_all(*_parts(tenant, from_ms, until_ms, sources)).subquery("usage")
+
+
+# Sums by time: their table, the number of their time, how long it is, and its first hour.
+_SUMS: Final = (
+    (usage_day, usage_day.c.day, DAY_MS, usage_day.c.day * literal_column("24::bigint")),
+    (usage_hour, usage_hour.c.hour, HOUR_MS, usage_hour.c.hour),
+)
+
+
+def _parts(
+    tenant: str | None, from_ms: int | None, until_ms: int | None, sources: Sequence[Any]
+) -> list[Select[Any]]:
+    if not sources:
+        return [usage_of_requests(tenant, from_ms, until_ms)]
+    (table, number, length_ms, hour), *finer = sources
+    first = None if from_ms is None else -(-from_ms // length_ms)
+    last = None if until_ms is None else until_ms // length_ms
     if first is not None and last is not None and first >= last:
-        return usage_of_requests(tenant, from_ms, until_ms).subquery("usage")
-    hours = select(*(usage_hour.c[name] for name in (*_NAMES, *_SUMMED)))
+        return _parts(tenant, from_ms, until_ms, finer)
+    names = (hour.label(name) if name == "hour" else table.c[name] for name in (*_NAMES, *_SUMMED))
+    whole = select(*names)
     if tenant is not None:
-        hours = hours.where(usage_hour.c.tenant == tenant)
-    parts = [hours if first is None else hours.where(usage_hour.c.hour >= first)]
+        whole = whole.where(table.c.tenant == tenant)
+    parts = [whole]
+    if first is not None:
+        parts[0] = parts[0].where(number >= first)
+        if from_ms != first * length_ms:
+            parts += _parts(tenant, from_ms, first * length_ms, finer)
     if last is not None:
-        parts[0] = parts[0].where(usage_hour.c.hour < last)
-    if first is not None and from_ms != first * HOUR_MS:
-        parts.append(usage_of_requests(tenant, from_ms, first * HOUR_MS))
-    if last is not None and until_ms != last * HOUR_MS:
-        parts.append(usage_of_requests(tenant, last * HOUR_MS, until_ms))
-    return union_all(*parts).subquery("usage")
+        parts[0] = parts[0].where(number < last)
+        if until_ms != last * length_ms:
+            parts += _parts(tenant, last * length_ms, until_ms, finer)
+    return parts
 
 
 def usage_of_requests(tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:

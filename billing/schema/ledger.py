@@ -7,7 +7,8 @@ would end at 9.2 million USD, which one large invoice can exceed. A token's pric
 zero: triggers of the migration enforce both.
 """
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -162,32 +163,49 @@ usage_total = Table(
 
 
 HOUR_MS: Final = 3_600_000
+_BY_NAMES: Final = ("project", "key_id", "model", "class", "contract", "instance", "pricing")
+_SUMS: Final = (
+    "requests", "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
+    "absorbed_output", "units_mu",
+)  # fmt: skip
+
+
+def _usage_sums(name: str, *keys: Column[Any], indexes: Sequence[Index]) -> Table:
+    return Table(
+        name,
+        metadata,
+        *keys,
+        *(Column(count, BigInteger, nullable=False) for count in _SUMS),
+        Column("amount_picousd", Numeric(38, 0), nullable=False),
+        *indexes,
+    )
+
+
+def _named(*names: str) -> list[Column[Any]]:
+    return [Column(name, Text, primary_key=True) for name in names]
+
+
 # The sums of usage and of what is owed for it, by the hour in which requests ended (hours since 1970). A
 # trigger of `ledger_transaction` keeps them. `class` is `batch` of lines of batches; `contract` '' and
 # `price_id` 0: it has none. An unpriced request that was priced later is among the priced ones.
-usage_hour = Table(
+usage_hour = _usage_sums(
     "usage_hour",
-    metadata,
-    *(
-        Column(name, Text, primary_key=True)
-        for name in ("tenant", "project", "key_id", "model", "class", "contract", "instance", "pricing")
-    ),
+    *_named("tenant", *_BY_NAMES),
     Column("hour", BigInteger, primary_key=True, autoincrement=False),
     Column("price_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("requests", BigInteger, nullable=False),
-    *(
-        Column(name, BigInteger, nullable=False)
-        for name in (
-            "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
-            "absorbed_output", "units_mu",
-        )
-    ),
-    Column("amount_picousd", Numeric(38, 0), nullable=False),
-    Index(None, "hour"),
     # The key of the table has the tenant first and the hour after all names: a tenant's month would be read
     # past all its other months.
-    Index(None, "tenant", "hour"),
-)  # fmt: skip
+    indexes=[Index(None, "hour"), Index(None, "tenant", "hour")],
+)
+# The same by day (days since 1970), kept by triggers of `usage_hour`.
+usage_day = _usage_sums(
+    "usage_day",
+    *_named("tenant"),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    *_named(*_BY_NAMES),
+    Column("price_id", BigInteger, primary_key=True, autoincrement=False),
+    indexes=[Index(None, "day")],
+)
 
 
 def _prices(name: str, *more: Column[str] | CheckConstraint) -> Table:

@@ -325,9 +325,10 @@ def exported(month: Month, url: str, folder: Path) -> Path:
         "chain of all entries",
         60,
     )
+    after = datetime.fromtimestamp(month.ends_ms / 1000, UTC).date() + timedelta(days=2)
     month.stack.taas(
-        "export", "--tenant", month.tenant, "--from", "2020-01-01", "--format", "ndjson",
-        "--out", str(export), at=url,
+        "export", "--tenant", month.tenant, "--from", "2020-01-01", "--until", str(after), "--format",
+        "ndjson", "--out", str(export), at=url,
     )  # fmt: skip
     return export
 

@@ -1,4 +1,6 @@
-"""Sums by hour: always those of the requests themselves, whoever recorded them, however they got a price."""
+"""Sums by hour and by day: always those of the requests themselves, whoever recorded them, however they got
+a price.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +19,7 @@ from billing.ledger.check import check_ledger
 from billing.ledger.entries import OWED_EVENTS, ReceivedEvent, record_events
 from billing.ledger.usage_report import report_usage
 from billing.migrate import alembic_config, upgrade
+from billing.moments import DAY_MS
 from billing.schema.ledger import HOUR_MS, ledger_posting, usage_event
 from billing.wire.dimensions import Dimension
 from billing.wire.ending import Ending
@@ -51,9 +54,11 @@ def owed(connection: Connection, tenant: str | None, from_ms: int | None, until_
     )
 
 
-def reported(connection: Connection, tenant: str | None, from_ms: int | None, until_ms: int | None) -> Any:
+def reported(
+    connection: Connection, tenant: str | None, from_ms: int | None, until_ms: int | None, by: Dimension
+) -> Any:
     total = report_usage(
-        connection, tenant=tenant, from_ms=from_ms, until_ms=until_ms, by=[Dimension.MODEL, Dimension.HOUR]
+        connection, tenant=tenant, from_ms=from_ms, until_ms=until_ms, by=[Dimension.MODEL, by]
     ).total
     figures = total.figures
     return (
@@ -69,7 +74,7 @@ EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["ten_a", "ten_b"]),
         st.sampled_from(["m1", "m2"]),
-        st.integers(0, 4 * HOUR_MS),
+        st.integers(0, 4 * HOUR_MS) | st.integers(0, 60 * HOUR_MS),
         st.tuples(st.integers(0, 50), st.just(0), st.integers(1, 50)),
         st.sampled_from([Ending.COMPLETE, Ending.CLIENT_DISCONNECT, Ending.ENGINE_DIED]),
         st.sampled_from([None, "usage_missing"]),
@@ -77,7 +82,13 @@ EVENTS = st.lists(
     ),
     max_size=12,
 )
-BOUND = st.none() | st.integers(-HOUR_MS, 5 * HOUR_MS) | st.integers(0, 4).map(lambda hour: hour * HOUR_MS)
+# The first midnight is two hours after the start.
+BOUND = (
+    st.none()
+    | st.integers(-HOUR_MS, 61 * HOUR_MS)
+    | st.integers(0, 60).map(lambda hour: hour * HOUR_MS)
+    | st.integers(-1, 2).map(lambda day: 2 * HOUR_MS + day * DAY_MS)
+)
 
 
 @settings(max_examples=examples(90), suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -102,8 +113,19 @@ def test_any_time_of_any_tenant_is_what_its_requests_were(
             set_price(connection, "m2", input="3", cached_input="1", output="5", valid_from_ms=0)
             backfill(connection, Scope("m2", 0, 10**14), dry_run=False)
         expected = owed(connection, tenant, from_ms, until_ms)
-        assert reported(connection, tenant, from_ms, until_ms) == expected
+        for by in (Dimension.HOUR, Dimension.DAY, Dimension.KEY):
+            assert reported(connection, tenant, from_ms, until_ms, by) == expected
         assert check_ledger(connection) == []
+
+
+def test_a_changed_day_is_found(database: Engine) -> None:
+    with database.begin() as connection:
+        set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
+        record(connection, [event("a")])
+        connection.execute(text("update usage_day set requests = requests + 1"))
+        (finding,) = check_ledger(connection)
+    assert finding.kind is FindingKind.TOTALS_DIFFER
+    assert finding.ids == (f"ten_a {event('a').ended_ms // DAY_MS}",)
 
 
 def test_a_changed_hour_is_found(database: Engine) -> None:
