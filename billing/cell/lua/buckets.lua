@@ -7,24 +7,23 @@ local NOT_OF_CONTRACTS = {units = true, tokens = true}
 -- Processes of an earlier version need these two in every bucket.
 local ALWAYS = {'r', 'u'}
 
--- Microseconds since a level drained. If Redis's clock went back, as at a failover to another host, it drains from now
--- on and not only once the clock is there again.
+-- Microseconds since a level drained, as this field says (text; false: never). If Redis's clock went back, as at a
+-- failover to another host, it drains from now on and not only once the clock is there again.
 local function since(key, name, at_us)
-  if at_us > cell.now_us then redis.call('HSET', key, name, cell.now_us) end
-  return at_us < cell.now_us and cell.now_us - at_us or 0
+  if not at_us then return 0 end
+  local since_us = cell.now_us - at_us
+  if since_us >= 0 then return since_us end
+  redis.call('HSET', key, name, cell.now_us)
+  return 0
 end
 
 -- A bucket of the values that `plan.read` names. `virtual` is of shares.lua.
 local function made(key, scope, plan, values)
-  local written_us, long_us = tonumber(values[3] or cell.now_us), tonumber(values[limits.AT_PLACE] or cell.now_us)
   local bucket = {
-    key = key, scope = scope, plan = plan, values = values, levels = {}, is_new = not values[2], text = values[1],
-    open = tonumber(values[2] or 0), written_us = values[3] and written_us,
-    virtual = tonumber(values[4] or 0),
+    key = key, scope = scope, plan = plan, values = values, levels = {0, 0, 0, 0}, open = tonumber(values[2] or 0),
+    virtual = tonumber(values[4] or 0), new_virtual = nil,
   }
-  bucket.open_before = bucket.open
-  local short_us = since(key, 't', written_us)
-  long_us = plan.is_long and since(key, 'at', long_us) or 0
+  local short_us, long_us = since(key, 't', values[3]), plan.is_long and since(key, 'at', values[limits.AT_PLACE]) or 0
   local levels, asked = bucket.levels, plan.limits
   for i = 1, #asked do
     local limit = asked[i]
@@ -122,7 +121,7 @@ local function refusal(bucket, class, costs, found)
   for i = 1, #asked do
     local limit = asked[i]
     local cost, amount, level = costs[limit.kind], limit.amount, levels[i]
-    if level + cost > amount * (1 + 1e-9) and not (class == 'r' and NOT_OF_CONTRACTS[limit.kind]) then
+    if level + cost > limit.most and not (class == 'r' and NOT_OF_CONTRACTS[limit.kind]) then
       local wait_ms = CONCURRENCY_RETRY_MS
       if limit.window_s > 0 then wait_ms = math.ceil((level + cost - amount) * limit.window_s * 1000 / amount) end
       if cost > amount or amount == 0 then wait_ms = -1 end
@@ -148,18 +147,19 @@ local function admit(bucket, class, costs, restored)
       levels[i] = levels[i] + costs[limit.kind]
     end
   end
-  if bucket.text ~= bucket.plan.text then remember(bucket) end
+  local values = bucket.values
+  if values[1] ~= bucket.plan.text then remember(bucket) end
   write(bucket)
   -- While nothing is open its TTL is short.
-  if bucket.open_before == 0 or cell.is_of_earlier_minute(bucket.written_us) then
+  if bucket.open == 1 or cell.is_of_earlier_minute(values[3]) then
     redis.call('PEXPIRE', bucket.key, cell.OPEN_TTL_MS)
   end
 end
 
 -- Charges the difference between what a request has used and what it was charged, by kind, and whether it is no longer
--- open. `share`: the part that counts for its tenant's fair share, {mu, weight}. Returns the tenant's virtual counter
--- if that has changed.
-local function correct(key, class, changes, closed, share)
+-- open. `share_mu`: what counts for its tenant's fair share, with this weight. Returns the tenant's virtual counter if
+-- that has changed.
+local function correct(key, class, changes, closed, share_mu, weight)
   local bucket = read_stored(key)
   if not bucket then return nil end
   local levels, asked = bucket.levels, bucket.plan.limits
@@ -168,13 +168,12 @@ local function correct(key, class, changes, closed, share)
     local kind = asked[i].kind
     local change = changes[kind]
     if change and change ~= 0 and not (class == 'r' and NOT_OF_CONTRACTS[kind]) then
-      levels[i] = math.max(0, levels[i] + change)
+      local level = levels[i] + change
+      levels[i] = level > 0 and level or 0
     end
   end
   -- A bucket that was lost has lost its counter too.
-  if share and share.mu ~= 0 and bucket.values[4] then
-    bucket.new_virtual = bucket.virtual + share.mu / share.weight
-  end
+  if share_mu ~= 0 and bucket.values[4] then bucket.new_virtual = bucket.virtual + share_mu / weight end
   write(bucket)
   -- While something is open it has the TTL of its last admission.
   if bucket.open == 0 then redis.call('PEXPIRE', key, ttl_ms(bucket, IDLE_TTL_MS)) end
@@ -200,18 +199,25 @@ local function raise(key, raised)
   for i, limit in ipairs(bucket.plan.limits) do
     bucket.levels[i] = math.max(bucket.levels[i], of[limit.kind .. ':' .. limit.window_s] or 0)
   end
-  if bucket.text ~= bucket.plan.text then remember(bucket) end
+  if bucket.values[1] ~= bucket.plan.text then remember(bucket) end
   write(bucket)
-  if bucket.is_new then redis.call('PEXPIRE', key, ttl_ms(bucket, REBUILT_TTL_MS)) end
+  if not bucket.values[2] then redis.call('PEXPIRE', key, ttl_ms(bucket, REBUILT_TTL_MS)) end
 end
 
 -- Appends to a reply, after its first n elements: the number of levels, the open requests, then the levels in the order
 -- of the limits, in thousandths. Returns the new number of elements. A missing bucket has no open requests.
 local function append_levels(bucket, reply, n)
-  local levels = bucket and bucket.levels or {}
-  reply[n + 1], reply[n + 2] = #levels + 1, bucket and bucket.open or 0
-  for i = 1, #levels do reply[n + 2 + i] = math.ceil(levels[i] * 1000) end
-  return n + 2 + #levels
+  if not bucket then
+    reply[n + 1], reply[n + 2] = 1, 0
+    return n + 2
+  end
+  local levels, count = bucket.levels, #bucket.plan.limits
+  reply[n + 1], reply[n + 2] = count + 1, bucket.open
+  for i = 1, count do
+    local level = levels[i]
+    reply[n + 2 + i] = level == 0 and 0 or math.ceil(level * 1000)
+  end
+  return n + 2 + count
 end
 
 return {

@@ -5,23 +5,27 @@ local once = ...
 local OPEN_TTL_MS = 7 * 86400 * 1000
 local MINUTE_US = 60000000
 local cell = {OPEN_TTL_MS = OPEN_TTL_MS}
-local names, reservation_of, reservation_name, somebody_waits
+local names, minute_us, reservation_of, reservation_name, somebody_waits
 
 local names_of = once(function(open)
   local prefix = open:sub(1, -5)
   return {
     prefix = prefix, room = prefix .. 'room', flight = prefix .. 'flight', usage = prefix .. 'usage',
     intact = prefix .. 'intact', reservation = prefix .. 'r:', waiting = {o = prefix .. 'w:o', f = prefix .. 'w:f'},
+    kinds = once(function() return {} end),
   }
 end)
 
 -- Once for each call, before anything else.
 function cell.enter(open)
-  names = names_of(open)
+  if open ~= cell.open then
+    names = names_of(open)
+    cell.open, cell.room, cell.flight = open, names.room, names.flight
+  end
   local time = redis.call('TIME')
-  cell.now_us = time[1] * 1000000 + time[2]
-  cell.now_ms = math.floor(cell.now_us / 1000)
-  cell.open, cell.room, cell.flight = open, names.room, names.flight
+  local now_us = time[1] * 1000000 + time[2]
+  cell.now_us, cell.now_ms = now_us, (now_us - now_us % 1000) / 1000
+  minute_us = now_us - now_us % MINUTE_US
   -- Ms after which slots should be granted again, if only the pace of prefills holds a request up; else 0.
   cell.held_up_ms = 0
   -- Figures of instances that pace.lua has read.
@@ -40,6 +44,9 @@ end
 function cell.contract(tenant) return names.prefix .. 'q:' .. tenant end
 function cell.waiting_tenants(class) return names.waiting[class] or names.prefix .. 'w:' .. class end
 function cell.queue(class, tenant) return names.prefix .. 'wl:' .. class .. ':' .. tenant end
+-- What templates.lua knows of a kind of hash, and the key of its template.
+function cell.known(kind) return names.kinds(kind) end
+function cell.template(kind) return names.prefix .. 'like:' .. redis.sha1hex(kind) end
 function cell.borrowed(instance) return names.prefix .. 'lent:' .. instance end
 
 -- 0 for an unknown moment, and for one in the future because Redis's clock went back.
@@ -47,7 +54,8 @@ function cell.seconds_since(at_us) return math.max(0, cell.now_us - (at_us or ce
 
 -- Whether another minute has begun. The TTL of keys that are written all the time is renewed once a minute.
 function cell.is_of_earlier_minute(at_us)
-  return not at_us or math.floor(at_us / MINUTE_US) ~= math.floor(cell.now_us / MINUTE_US)
+  at_us = tonumber(at_us or nil)
+  return not at_us or at_us < minute_us or at_us >= minute_us + MINUTE_US
 end
 
 function cell.keep(...)

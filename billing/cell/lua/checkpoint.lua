@@ -26,7 +26,7 @@ return function(_, args)
   local charged_mu = math.max(held.charged_mu, ask.cost_mu)
   -- Tokens are charged from the start, for the most that it may produce.
   local tokens = pauses and ask.prompt + ask.output or math.max(held.charged_tokens, ask.prompt + ask.output)
-  usage.charge(held, charged_mu, tokens, {requests = pauses and -1 or 0}, pauses)
+  usage.charge(held, charged_mu, tokens, pauses, pauses and -1 or 0)
 
   -- Not the later of this and the old lease: after Redis's clock went back the old one would hold for too long.
   local lease = cell.now_ms + ask.lease_ms

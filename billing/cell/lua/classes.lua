@@ -3,6 +3,9 @@ local contracts, queue = ...
 local NAMES = {r = 'reserved', o = 'on_demand', f = 'flex'}
 local LETTERS = {reserved = 'r', on_demand = 'o', flex = 'f', auto = 'o'}
 
+-- Admitted as what it asked for; nobody may change these.
+local ROOM = {o = {class = 'o', why = 'room'}, f = {class = 'f', why = 'room'}}
+
 -- By its contract first. `until_ms`: when the contract would take it, -1 if never; `before`: requests in its queue
 -- before this one, each assumed to be as large as this one.
 local function by_contract(ask, held, contract)
@@ -32,7 +35,7 @@ local function choose(ask, held, contract)
   if contract and (ask.asked == 'auto' or ask.asked == 'reserved') then return by_contract(ask, held, contract) end
   if ask.asked == 'reserved' then return {class = 'r', why = 'no_contract'} end
   if not ask.may_on_demand and not (contract and ask.sequences == 0) then return {class = 'o', why = 'no_right'} end
-  return {class = LETTERS[ask.asked], why = 'room'}
+  return ROOM[LETTERS[ask.asked]]
 end
 
 return {NAMES = NAMES, choose = choose}

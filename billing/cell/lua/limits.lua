@@ -10,14 +10,14 @@ local READ = {'by', 'c', 't', 'v', 'r', 'u', 'x'}
 local PLACES = {r = 5, u = 6, x = 7}
 local AT_PLACE = 8
 
--- `limits`: kind, window_s, amount, and for those with a window `field`, `place` among those read, `per_us` that
--- drains, `is_long` (it drains since `at`). `text`: those with a window, and the weight of a tenant (nil for a key), as
--- the bucket remembers them.
+-- `limits`: kind, window_s, amount, `most` (the amount, and what sums may be off by), and for those with a window
+-- `field`, `place` among those read, `per_us` that drains, `is_long` (it drains since `at`). `text`: those with a
+-- window, and the weight of a tenant (nil for a key), as the bucket remembers them.
 local function plan(limits, weight)
   local made = {limits = {}, read = {unpack(READ)}, is_long = false, weight = weight}
   made.text = weight and 'w=' .. weight .. ' ' or ''
   for i, asked in ipairs(limits) do
-    local limit = {kind = asked[1], window_s = asked[2], amount = asked[3]}
+    local limit = {kind = asked[1], window_s = asked[2], amount = asked[3], most = asked[3] * (1 + 1e-9)}
     made.limits[i] = limit
     if limit.window_s > 0 then
       local name = limit.kind .. ':' .. limit.window_s

@@ -1,11 +1,17 @@
 -- Prefills of on-demand and flex start one after the other, no faster than the engine reads: an engine does not
 -- interrupt a prefill for a contract holder's request, which would have to wait for all of it.
 local cell = ...
+-- Nobody may change it.
+local UNKNOWN = {rate = 0, unread_mu = 0}
 
 -- Figures of an instance: its prefill rate (mu a second, 0 = unknown), how much of its prompts was unread, and as of
 -- when.
 local function note(instance, rate, level, at_us)
-  rate = tonumber(rate or 0)
+  if not rate then
+    cell.reading[instance] = UNKNOWN
+    return UNKNOWN
+  end
+  rate = tonumber(rate)
   local unread_mu = 0
   if rate > 0 then
     -- Redis's clock went back: prefills count from now on.

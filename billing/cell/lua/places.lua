@@ -20,7 +20,10 @@ local function own(ask, class, held)
 end
 
 local function free(ask, class)
-  return first(ask, function(name) return slots.fits(name, class, ask.sequences) end)
+  local candidates, sequences = ask.candidates, ask.sequences
+  for i = 1, #candidates do
+    if slots.fits(candidates[i][1], class, sequences) then return candidates[i] end
+  end
 end
 
 -- Whether no candidate has a bound: then there is no reason to queue, as nothing would wake the request.

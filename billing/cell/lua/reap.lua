@@ -35,7 +35,7 @@ return function(_, args)
     local billed = left.billed or {prompt = 0, output = 0}
     tokens = billed.prompt + billed.output
   end
-  usage.charge(held, left.units_mu, tokens, {}, not held.paused)
+  usage.charge(held, left.units_mu, tokens, not held.paused)
   -- After the clock went back, leases end far in the future.
   local ended_ms = string.format('%.0f', math.min(lease, cell.now_ms))
   local event = stored.head:sub(1, -2) .. ',' .. stored.crash_event:sub(2, -2) .. ',"ended_ms":' .. ended_ms .. '}'

@@ -1,14 +1,22 @@
 -- A request's reservation, by the names of its fields. `fields` maps them to those in Redis
 -- (billing/wire/reservation.py).
-local cell, fields = ...
+local cell, fields, templates = ...
+-- A settle that is sent again within this time is recognised.
+local TOMBSTONE_TTL_MS = 900 * 1000
 
--- A function that reads these fields of a request, as text; a field that is not there is nil. (While a library is
--- loaded there is no `ipairs`, nor anything else that is global.)
-local function reader(names)
+-- A function that reads these fields of a request, as texts in this order; false: there is no such field. (While a
+-- library is loaded there is no `ipairs`, nor anything else that is global.)
+local function value_reader(names)
   local stored = {}
   for i = 1, #names do stored[i] = fields[names[i]] end
+  return function(request_id) return redis.call('HMGET', cell.reservation(request_id), unpack(stored)) end
+end
+
+-- The same by name; a field that is not there is nil.
+local function reader(names)
+  local read = value_reader(names)
   return function(request_id)
-    local record, values = {}, redis.call('HMGET', cell.reservation(request_id), unpack(stored))
+    local record, values = {}, read(request_id)
     for i = 1, #names do record[names[i]] = values[i] or nil end
     return record
   end
@@ -26,7 +34,14 @@ local function write(request_id, record)
   redis.call('HSET', cell.reservation(request_id), unpack(words, 1, n))
 end
 
--- An open request: alternating names and values, then the fields that not every request has.
+-- Begins an open request with what others of its kind have, if there is a template; else it is false.
+local function begin_alike(request_id, kind) return templates.copy(cell.reservation(request_id), kind) end
+-- Begins it with these names and values, which its kind has.
+local function begin(request_id, kind, ...)
+  templates.write(cell.reservation(request_id), kind, cell.OPEN_TTL_MS, ...)
+end
+
+-- The rest of it: alternating names and values, then the fields that not every request has.
 local function open(request_id, record, key_bucket, contract_key, spilled, contract)
   local n = #record
   if key_bucket then record[n + 1], record[n + 2], n = fields.key_bucket, key_bucket, n + 2 end
@@ -52,4 +67,16 @@ local function forget(request_id)
   redis.call('ZREM', cell.open, request_id)
 end
 
-return {reader = reader, is_there = is_there, write = write, open = open, lease = lease, keep = keep, forget = forget}
+-- All that is kept of a request that has ended.
+local function close(request_id, by, entry_id)
+  local name = cell.reservation(request_id)
+  if not templates.copy(name, by) then
+    templates.write(name, by, TOMBSTONE_TTL_MS, fields.state, 'settled', fields.ended_by, by)
+  end
+  redis.call('HSET', name, fields.event, entry_id)
+end
+
+return {
+  value_reader = value_reader, reader = reader, is_there = is_there, write = write, begin_alike = begin_alike,
+  begin = begin, open = open, close = close, lease = lease, keep = keep, forget = forget,
+}

@@ -28,8 +28,9 @@ local function read_buckets(ask, keys)
 end
 
 local function answer(both, status, a, b, c, d, e, f, g, h)
-  local reply, n = {status, cell.now_ms}, 2
-  n = buckets.append_levels(both.tenant, reply, n)
+  -- With room for an ordinary reply: a table that grows is copied several times.
+  local reply = {status, cell.now_ms, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil}
+  local n = buckets.append_levels(both.tenant, reply, 2)
   n = buckets.append_levels(both.key, reply, n)
   reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = a, b, c, d
   reply[n + 5], reply[n + 6], reply[n + 7], reply[n + 8] = e, f, g, h
@@ -147,15 +148,19 @@ local function open(ask, choice, place, charged, both, head, crash_event, contra
     head = head:sub(1, -2) .. ',"class":"' .. classes.NAMES[choice.class] .. '","contract":'
       .. (contract_id == '' and 'null' or '"' .. contract_id .. '"') .. terms.members(place)
   end
+  local kind = choice.class .. ' ' .. choice.why .. ' ' .. (ask.sequences == 1 and '' or ask.sequences) .. ' '
+    .. (charged.weight == 1 and '' or charged.weight) .. terms.members(place) .. crash_event
+  if not reservations.begin_alike(id, kind) then
+    reservations.begin(id, kind, fields.state, 'open', fields.crash_event, crash_event, fields.prompt, 0,
+      fields.output, 0, fields.delivered, 0, fields.class, choice.class, fields.instance, place[1], fields.epoch,
+      place[2], fields.sequences, ask.sequences, fields.why, choice.why, fields.weight, charged.weight)
+  end
   reservations.open(id, {
-    fields.state, 'open', fields.head, head, fields.crash_event, crash_event, fields.charged_mu, ask.cost_mu,
-    fields.charged_tokens, ask.tokens, fields.prompt, 0, fields.output, 0, fields.delivered, 0, fields.lease, lease,
-    fields.tenant_bucket, both.tenant.key, fields.class, choice.class, fields.instance, place[1], fields.epoch,
-    place[2], fields.sequences, ask.sequences, fields.gateway, ask.gateway, fields.tenant, ask.tenant, fields.why,
-    choice.why, fields.weight, charged.weight, fields.admitted_ms, cell.now_ms,
+    fields.head, head, fields.charged_mu, ask.cost_mu, fields.charged_tokens, ask.tokens, fields.lease, lease,
+    fields.tenant_bucket, both.tenant.key, fields.tenant, ask.tenant, fields.gateway, ask.gateway, fields.admitted_ms,
+    cell.now_ms,
   }, both.key and both.key.key, charged.contract_key, charged.spilled, contract_id)
   reservations.lease(id, lease, both.tenant.open > 1)
-  reservations.keep(id)
   if choice.class == 'f' then slots.may_be_preempted(id, place[1], ask.can_resume) end
 end
 

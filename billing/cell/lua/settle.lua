@@ -27,7 +27,7 @@ return function(keys, args)
   local closed = held.state and not held.paused or false
   -- A journal of an earlier version has no tokens.
   local tokens = ask.tokens or held.charged_tokens
-  usage.charge(held, ask.cost_mu, tokens, {cancels = ask.cancelled and closed and 1 or 0}, closed)
+  usage.charge(held, ask.cost_mu, tokens, closed, 0, ask.cancelled and closed and 1 or 0)
   local status = held.state and 'settled' or 'orphan'
   return {status, cell.now_ms, usage.record(ask.request_id, held, event, 'settle')}
 end

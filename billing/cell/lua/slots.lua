@@ -1,6 +1,11 @@
 -- Slots: sequences in flight at each instance by class, and how many more may start. Classes are r (reserved),
 -- o (on-demand), f (flex).
-local cell, pace = ...
+local cell, pace, once = ...
+
+-- The fields of an instance in `room`.
+local fields_of = once(function(instance)
+  return {'m:' .. instance, 'x:' .. instance, 'd:' .. instance, 'w:' .. instance}
+end)
 
 local function take(class, instance, sequences)
   redis.call('HINCRBY', cell.flight, class .. ':' .. instance, sequences)
@@ -32,7 +37,7 @@ end
 -- request of any size may start. On-demand comes before flex wherever it may have the slot; only flex may borrow what
 -- is kept for contract holders.
 local function room_at(instance, class)
-  local most = redis.call('HMGET', cell.room, 'm:' .. instance, 'x:' .. instance, 'd:' .. instance, 'w:' .. instance)
+  local most = redis.call('HMGET', cell.room, unpack(fields_of(instance)))
   if not most[4] then pace.note(instance) end
   if not most[1] then return nil end
   local flight = redis.call('HMGET', cell.flight, 'o:' .. instance, 'f:' .. instance, 'pl:' .. instance,

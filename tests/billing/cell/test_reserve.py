@@ -175,7 +175,7 @@ def test_every_key_of_an_open_request_has_a_ttl_that_outlives_it(valkey: redis.R
     request = CellRequest(client=valkey, request_id="r", tenant_limits=limits, key_limits=limits)
     request.reserve()
     keys = [key for key in valkey.keys("*") if not key.endswith(":intact")]
-    assert len(keys) == 5
+    assert len([key for key in keys if ":like:" not in key]) == 5
     for key in keys:
         assert valkey.pttl(key) > 6 * 86_400_000
     fields = valkey.hgetall(request.reservation)
