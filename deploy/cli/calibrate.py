@@ -14,6 +14,7 @@ import click
 
 from billing.wire.engine_kinds import PROVIDERS
 from billing.wire.routes import generates
+from deploy.cli.confirmation import confirm, require_answerable, yes_option
 from deploy.cli.connection import AdminApiError, call, call_list
 from deploy.cli.engine_access import find_hardware, find_key
 from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
@@ -72,7 +73,7 @@ _IDLE_POLL_S: Final = 0.2
     help="Accept that units of signed contracts buy over 10% more or less than now.",
 )
 @click.option("--history", is_flag=True, help="Measure nothing; list past calibrations, of POOL or of all.")
-@click.option("--yes", is_flag=True, help="Do not ask before loading the instance.")
+@yes_option
 @json_option
 def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Measure what an instance of POOL can do, in work units per second. Capacity is sold by that.
@@ -98,13 +99,14 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
         return
     if pool is None:
         raise click.UsageError("name a pool; `taas pool list` shows them.")
+    require_answerable(yes=yes, as_json=as_json)
     instance = _choose(pool, options["instance_id"])
     hardware = find_hardware(instance["url"], options["hardware"])
-    if not yes:
-        click.confirm(
-            f"This loads {instance['instance']} at {instance['url']} for a minute or two; what tenants send "
-            "there meanwhile is slow, and spoils it. Go on?", abort=True, err=True,
-        )  # fmt: skip
+    question = (
+        f"This loads {instance['instance']} at {instance['url']} for a minute or two; what tenants send "
+        "there meanwhile is slow, and spoils it. Go on?"
+    )
+    confirm(question, yes=yes)
     plan = _plan(instance, options)
     outcome = _measure(plan, instance)
     if outcome.calibration is None:

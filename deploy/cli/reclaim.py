@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from deploy.cli.confirmation import confirm, require_answerable, yes_option
 from deploy.cli.connection import call, call_list, given
 from deploy.cli.moments import resolve, rfc3339
 from deploy.cli.output import (
@@ -82,7 +83,7 @@ _STREAMS_SHOWN = 20
 @click.option(
     "--what-if", is_flag=True, help="The same, and what it costs: credits, lost revenue. No --by: now."
 )
-@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@yes_option
 @click.option("--show", "shown", metavar="RECLAIM", help="Show one reclaim with its steps.")
 @json_option
 def reclaim(
@@ -125,9 +126,11 @@ def reclaim(
     moment = None if by == "now" else rfc3339(resolve(by, now=now, anchor=now, option="--by"))
     body = given(pool=pool, instances=instances, use=use, by=moment, **{"break": breaks or None})
     if as_json:
-        if not dry_run and not yes:
-            raise click.UsageError("with --json there is no confirmation: give --yes, or --dry-run.")
-        print_json(call("POST", "reclaims", body=given(**body, dry_run=dry_run or None)))
+        require_answerable(yes=yes or dry_run, as_json=True)
+        answer = call("POST", "reclaims", body=given(**body, dry_run=dry_run or None))
+        print_json(answer)
+        if dry_run and answer["plan"]["refusal"] is not None:
+            raise click.ClickException(answer["plan"]["refusal"])
         return
     preview = call("POST", "reclaims", body={**body, "dry_run": True})
     plan = preview["plan"]
@@ -141,8 +144,8 @@ def reclaim(
         raise click.ClickException(plan["refusal"])
     if dry_run:
         return
-    if not yes:
-        click.confirm("\ndo it?", abort=True)
+    require_answerable(yes=yes, as_json=False)
+    confirm("do it?", yes=yes)
     answer = _order(body, plan)
     click.echo(
         f"\n{answer['reclaim']} is {answer['state']}; `taas release {answer['reclaim']}` gives the machines "

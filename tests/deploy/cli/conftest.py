@@ -78,6 +78,12 @@ def told(taas: Taas) -> Callable[..., Any]:
     return run_json
 
 
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command of this process is given to read comes from a terminal."""
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+
+
 def run(*args: str, exit_code: int = 0) -> Result:
     """The command in this process, with the environment as it is."""
     result = CliRunner().invoke(main, args)

@@ -93,6 +93,7 @@ def test_the_hardware_is_what_is_said_or_this_machine_if_the_engine_is_here() ->
         find_hardware("http://10.0.0.1:8100", None)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_it_asks_first_and_a_no_loads_nothing(taas: Taas, engine: SimEngine) -> None:
     result = CliRunner().invoke(main, ["calibrate", "sim"], input="n\n")
     assert result.exit_code == 1
@@ -207,6 +208,7 @@ def test_weights_that_change_what_is_signed_take_a_word_and_cost_what_they_cost(
     ("words", "status", "said"),
     [
         (("calibrate",), 2, "name a pool"),
+        (("calibrate", "sim"), 2, "nobody can answer here"),
         (("calibrate", "nothing", "--yes"), 1, "no instance in pool nothing"),
         (("calibrate", "sim", "--instance", "x", "--yes"), 1, "no instance x in pool sim"),
         (("calibrate", "sim", "--tpot-ms", "0"), 2, "--tpot-ms"),

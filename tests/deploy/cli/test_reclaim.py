@@ -1,6 +1,7 @@
 """`taas reclaim`, `taas release` and `taas plan`, as an operator types them, through a live admin API."""
 
 import io
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -56,6 +57,7 @@ def statuses(told: Told) -> dict[str, str]:
     return {each["instance"]: each["status"] for each in told("instance", "list")["data"]}
 
 
+@pytest.mark.usefixtures("terminal")
 def test_it_shows_what_it_does_asks_does_it_and_gives_back(taas: Taas, told: Told, shop: None) -> None:
     said = "reclaim", POOL, "--instances", "1", "--for", "research", "--by", "+5min"
     asked = CliRunner().invoke(main, said, input="n\n")
@@ -98,7 +100,8 @@ def test_a_contract_stands_in_its_way_until_it_is_broken_knowingly(
     assert "cut, most from 2199-01-01T00:00:00Z" in refused.stdout
     assert "holds" not in refused.stdout
     assert told("reclaim")["data"] == []
-    assert told(*said, "--dry-run")["plan"]["refusal"] is not None
+    refused = taas(*said, "--dry-run", "--json", exit_code=1)
+    assert json.loads(refused.stdout)["plan"]["refusal"] in refused.stderr
     assert "BROKEN" in taas(*said, "--break", "--dry-run").stdout
     assert told("reclaim")["data"] == []
     (cut,) = told(*said, "--break", "--dry-run")["plan"]["contracts"]
@@ -139,6 +142,7 @@ class Answer(io.BytesIO):
         return super().read1(size)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_what_is_not_as_it_was_shown_is_not_done(taas: Taas, told: Told, shop: None) -> None:
     said = "reclaim", POOL, "--instances", "1", "--for", "recsys", "--by", "now"
     goes = Answer(b"y\n", lambda: told("instance", "remove", "i1"))
@@ -222,7 +226,7 @@ def test_units_are_rounded_for_people(capsys: pytest.CaptureFixture[str]) -> Non
         ((POOL, "--instances", "0", "--for", "idle", "--by", "now"), "instances"),
         ((POOL, "--instances", "1", "--for", "games", "--by", "now"), "games"),
         ((POOL, "--instances", "1", "--for", "idle", "--by", "soon"), "no moment"),
-        ((POOL, "--instances", "1", "--for", "idle", "--by", "now", "--json"), "there is no confirmation"),
+        ((POOL, "--instances", "1", "--for", "idle", "--by", "now", "--json"), "nobody can answer"),
     ],
 )
 def test_wrong_usage_says_what_to_give(taas: Taas, args: tuple[str, ...], word: str) -> None:
