@@ -13,13 +13,14 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
+from billing.moments import DAY_MS
 from billing.refusals import Conflict, Invalid
 from billing.schema.catalogue import idempotent_request as table
 from billing.schema.clock import NOW_MS
 from billing.schema.locks import AdvisoryLock
 
 PARAM: Final = "Idempotency-Key"
-KEPT_MS: Final = 24 * 3_600_000
+KEPT_MS: Final = DAY_MS
 # Of one caller.
 KEPT_MAX: Final = 200_000
 ANSWER_BYTES_MAX: Final = 64 * 1024

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from billing.moments import HOUR_MS
+
 if TYPE_CHECKING:
     from billing.allocator.round import Came, Round
 
@@ -177,8 +179,7 @@ class CapacityMetrics:
             self._cuts[contract_id, minute_ms] = cut_mu
             if contract_id in tenants:
                 self._add(self.shortfall, (tenants[contract_id], done.cell.pool, contract_id), more_mu / _MU)
-        hour_ms = 3_600_000
-        self._cuts = {each: mu for each, mu in self._cuts.items() if each[1] > done.now_ms - hour_ms}
+        self._cuts = {each: mu for each, mu in self._cuts.items() if each[1] > done.now_ms - HOUR_MS}
 
     def _add(self, counter: Counter, labels: tuple[str, ...], amount: float) -> None:
         """A counter only grows: what is given back is subtracted from what comes next."""

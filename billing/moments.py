@@ -3,7 +3,9 @@
 from datetime import UTC, datetime
 from typing import Final
 
-DAY_MS: Final = 86_400_000
+MINUTE_MS: Final = 60_000
+HOUR_MS: Final = 60 * MINUTE_MS
+DAY_MS: Final = 24 * HOUR_MS
 
 
 def utc(moment_ms: int) -> str:

@@ -45,6 +45,7 @@ from billing.ledger.event_days import make_ahead
 from billing.loop import Loop, Seldom
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
+from billing.moments import DAY_MS, HOUR_MS
 from billing.reclaims.carry_out import Reclaimer
 from billing.reclaims.cuts import rates_in_force
 from billing.redis_watch import REDIS_WATCH_INTERVAL_MS, RedisWatch
@@ -89,13 +90,13 @@ _BUDGETS_INTERVAL_MS: Final = 5_000
 _CHAIN_BATCH: Final = 500
 _CHAIN_BATCHES: Final = 20
 # Partitions are made days ahead; a day that is due is looked through.
-_DAYS_INTERVAL_MS: Final = 3_600_000
+_DAYS_INTERVAL_MS: Final = HOUR_MS
 # Answers are kept for a day, so one more or less matters little.
 _FORGET_INTERVAL_MS: Final = 600_000
 # Scripts of versions that were replaced take 40 kB each.
-_LIBRARIES_INTERVAL_MS: Final = 86_400_000
+_LIBRARIES_INTERVAL_MS: Final = DAY_MS
 # Balances by minute become balances by hour two weeks later.
-_THIN_OUT_INTERVAL_MS: Final = 3_600_000
+_THIN_OUT_INTERVAL_MS: Final = HOUR_MS
 # For the periodic audit, every half minute; one that an operator asks for waits longer.
 _AUDIT_WAIT_MS: Final = 2_000
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 from sqlalchemy import BigInteger, ColumnElement, Connection, Select, func, literal_column, select
 from sqlalchemy.dialects.postgresql import insert
 
-from billing.allocator.minutes import MINUTE_MS, Minute
+from billing.allocator.minutes import Minute
+from billing.moments import MINUTE_MS
 from billing.schema.capacity import contract, contract_minute, contract_shortfall
 
 # Columns that rounds count; cuts come from their seconds.

@@ -17,10 +17,11 @@ from billing.allocator.shares import Health, InFlight, Share
 from billing.cell.execute import execute
 from billing.cell.replies import parse_preempt_repeats
 from billing.cell.scripts import Command, grant_call
+from billing.moments import DAY_MS
 from billing.wire import redis_clock, redis_keys, reservation
 
 # A cell that is no longer allocated keeps its last figures for this long.
-_TTL_MS: Final = 7 * 86_400_000
+_TTL_MS: Final = 7 * DAY_MS
 _ACCOUNT: Final = "ev"
 _MEMORY: Final = "s"
 # Fields of `room` per instance: m = slots that on-demand and flex share, d = at most for on-demand, x = at

@@ -7,9 +7,9 @@ rows. The sum of the minutes is the total.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
-from typing import Any, Final, Self
+from typing import Any, Self
 
-MINUTE_MS: Final = 60_000
+from billing.moments import MINUTE_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

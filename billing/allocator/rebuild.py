@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, and_, case, func, or_, select, true
 from billing.catalogue import limits
 from billing.cell.scripts import BucketLevel, ContractLevel
 from billing.contracts.rates import ContractRate
+from billing.moments import MINUTE_MS
 from billing.schema.any_of import any_of
 from billing.schema.catalogue import quota_limit, tenant
 from billing.schema.ledger import UNTOLD, in_days, usage_event
@@ -192,7 +193,7 @@ def _ended_in_long_windows(connection: Connection, cells: Sequence[str], now_ms:
         or_(*(quota_limit.c[each.name].is_not(None) for each in _LONG))
     )
     of = usage_event.c
-    minute_ms = (of.ended_ms // 60_000 * 60_000).label("minute_ms")
+    minute_ms = (of.ended_ms // MINUTE_MS * MINUTE_MS).label("minute_ms")
     outside = of.contract.is_(None)
     query = (
         select(

@@ -19,11 +19,12 @@ from billing.allocator.shares import ContractUse, Health, InFlight, ReadyInstanc
 from billing.allocator.supply import CalibrationInForce, Cell, EndedContract, PoolSupply
 from billing.contracts.rates import ContractRate
 from billing.contracts.terms import burst_mu
+from billing.moments import DAY_MS, MINUTE_MS
 from billing.wire.instance_entry import InstanceEntry
 
 # Another process records cuts, a moment after they happen or, after a pause, all of them later.
-_CUTS_LATE_MS: Final = 5 * minutes.MINUTE_MS
-_CUTS_FILLED_IN_MS: Final = 24 * 60 * minutes.MINUTE_MS
+_CUTS_LATE_MS: Final = 5 * MINUTE_MS
+_CUTS_FILLED_IN_MS: Final = DAY_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

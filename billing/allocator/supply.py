@@ -14,11 +14,12 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, exists, func, 
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from billing.contracts.rates import ContractRate, RatesByPool, rates_by_pool
+from billing.moments import DAY_MS
 from billing.schema.capacity import calibration, contract
 from billing.schema.catalogue import model
 
 # As long as a contract's hash lives after its last write.
-_ENDED_LATELY_MS: Final = 7 * 86_400_000
+_ENDED_LATELY_MS: Final = 7 * DAY_MS
 
 # The rates that contracts may use now: the signed ones, less what a reclaim cuts.
 RatesInForce: TypeAlias = Callable[[Connection, RatesByPool, int], RatesByPool]

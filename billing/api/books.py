@@ -19,10 +19,10 @@ from billing.catalogue.money import MoneyError, parse_price, price_string
 from billing.invoices import books, makers
 from billing.invoices.books import Balance, Books
 from billing.invoices.makers import MakerTerms
+from billing.moments import HOUR_MS
 from billing.page import Order, page_of
 from billing.refusals import Invalid
 from billing.schema.clock import database_now_ms
-from billing.schema.ledger import HOUR_MS
 
 router = APIRouter(prefix="/admin/v1", tags=["books"], dependencies=[KNOWN_QUERY])
 

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query
 from billing.accounts.roles import Role
 from billing.allocator import capacity_usage
 from billing.allocator.capacity_usage import Figures
-from billing.allocator.minutes import MINUTE_MS
 from billing.api.capacity_answers import CapacityAnswer
 from billing.api.control import Control
 from billing.api.fields import MS_MAX, Moment, Name, TenantQuery
@@ -17,7 +16,7 @@ from billing.api.query import KNOWN_QUERY
 from billing.catalogue import tenants
 from billing.contracts import store
 from billing.contracts.position import units
-from billing.moments import utc
+from billing.moments import MINUTE_MS, utc
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1", tags=["capacity"], dependencies=[KNOWN_QUERY])

@@ -13,13 +13,13 @@ from billing.contracts.store import now_ms
 from billing.economics.periods import whole_hour
 from billing.economics.report import By, Economics, parse_by, report
 from billing.economics.shown import ROUNDING, shown
-from billing.moments import utc
+from billing.moments import DAY_MS, utc
 from billing.reclaims.outlook import quarter_starts
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/economics", tags=["economics"], dependencies=[KNOWN_QUERY])
 
-_PERIOD_MS_MAX: Final = 20 * 366 * 86_400_000
+_PERIOD_MS_MAX: Final = 20 * 366 * DAY_MS
 
 
 @router.get("", response_model=EconomicsAnswer, response_model_exclude_unset=True)

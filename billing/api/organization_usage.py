@@ -21,16 +21,14 @@ from billing.api.query import KNOWN_QUERY
 from billing.catalogue.money import Money
 from billing.economics.owed import beside_tokens
 from billing.ledger.usage_buckets import (
-    MINUTE_MS,
     CostGroup,
     UsageGroup,
     Wanted,
     read_costs,
     read_usage,
 )
-from billing.moments import DAY_MS
+from billing.moments import DAY_MS, HOUR_MS, MINUTE_MS
 from billing.refusals import Invalid
-from billing.schema.ledger import HOUR_MS
 
 router = APIRouter(
     prefix="/v1/organization", tags=["organization"], dependencies=[KNOWN_QUERY], route_class=PlainLists

@@ -15,12 +15,13 @@ from billing.audit import finding_rows, provider_counts
 from billing.audit.provider_counts import Account, Counted
 from billing.findings import FindingKind
 from billing.ledger.provider_usage import Period, provider_usage
+from billing.moments import DAY_MS
 from billing.refusals import Invalid
 from billing.wire.engine_kinds import without_snapshot
 
 router = APIRouter(prefix="/admin/v1/provider-usage", tags=["usage"], dependencies=[KNOWN_QUERY])
 
-_PERIOD_MS_MAX: Final = 400 * 86_400_000
+_PERIOD_MS_MAX: Final = 400 * DAY_MS
 _DAYS_MAX: Final = 400
 _LINES_MAX: Final = 20_000
 

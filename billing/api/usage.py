@@ -13,13 +13,13 @@ from billing.api.paging import After, PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.api.usage_answers import AuditAnswer, EngineBalance, UsageAnswer
 from billing.audit import balance_rows
-from billing.audit.balance_rows import MINUTE_MS, BalanceRow
+from billing.audit.balance_rows import BalanceRow
 from billing.audit.run import Auditor, Facts
 from billing.catalogue import projects, tenants
 from billing.contracts.store import now_ms
 from billing.findings import pair_json
 from billing.ledger.usage_report import UsageLine, parse_dimensions, report_usage
-from billing.moments import month_begins_ms
+from billing.moments import MINUTE_MS, month_begins_ms
 from billing.page import Order, PageRequest, page_of
 from billing.refusals import Invalid
 from billing.wire.dimensions import Dimension

@@ -24,11 +24,11 @@ from sqlalchemy import (
 )
 
 from billing.audit.balance import EpochBalance, Metered
+from billing.moments import MINUTE_MS
 from billing.page import Order, Page, PageRequest, read_page
 from billing.schema.findings import engine_balance as table
 from billing.wire.tokens import NO_TOKENS, CounterPair
 
-MINUTE_MS: Final = 60_000
 _HOUR_MINUTES: Final = 60
 # A row goes on to hold if the next reading of the same figures is not later than this.
 _GAP_MINUTES: Final = 2

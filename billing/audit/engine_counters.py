@@ -29,6 +29,7 @@ from billing.audit.request_check import EngineRef, check_requests, read_events
 from billing.fleet.engine_instances import AuditedInstance, Registry, read_instances
 from billing.fleet.engine_reading import Counters, Reading
 from billing.fleet.engine_request_counts import read_instance
+from billing.moments import HOUR_MS
 from billing.schema.ledger import in_days, usage_event
 from billing.wire.certificates import checked_by
 from billing.wire.tokens import NO_TOKENS, CounterPair
@@ -36,7 +37,7 @@ from billing.wire.tokens import NO_TOKENS, CounterPair
 _READERS: Final = 16
 # How many requests of one engine without an event are remembered: minutes of a busy engine.
 _UNRECORDED_MAX: Final = 20_000
-_ENDED_CHECKED_MS: Final = 3_600_000
+_ENDED_CHECKED_MS: Final = HOUR_MS
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from billing.batch.line_states import LineState
 from billing.batch.objects import Objects
 from billing.ledger.bulk_insert import insert_rows
 from billing.ledger.event_days import are_those, recorded
+from billing.moments import DAY_MS
 from billing.schema.batches import batch, batch_line, batch_part, batch_runner
 from billing.schema.clock import NOW_MS
 from billing.schema.ledger import usage_event
@@ -85,7 +86,7 @@ def leads(connection: Connection, runner: str) -> bool:
 
 def forget_runners(connection: Connection) -> None:
     """Remove those that have been dead for long."""
-    connection.execute(batch_runner.delete().where(batch_runner.c.until_ms < NOW_MS - 86_400_000))
+    connection.execute(batch_runner.delete().where(batch_runner.c.until_ms < NOW_MS - DAY_MS))
 
 
 def add_lines(

@@ -11,23 +11,22 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Final, Literal, Self
 
-from billing.moments import utc
+from billing.moments import DAY_MS, MINUTE_MS, utc
 from billing.refusals import Conflict, Invalid
 
 State = Literal["draft", "signed", "active", "notice_given", "ended"]
 Side = Literal["tenant", "operator"]
 Overflow = Literal["reject", "spill", "queue"]
 
-MS_PER_DAY: Final = 86_400_000
 # Tolerance for the caller's clock, and for the time that a form is open.
-PAST_SLACK_MS: Final = 5 * 60_000
+PAST_SLACK_MS: Final = 5 * MINUTE_MS
 # 10^12 units a second: exact in a Lua number, and more than any pool does.
 RATE_MU_S_MAX: Final = 10**15
-TERM_MS_MAX: Final = 100 * 366 * MS_PER_DAY
+TERM_MS_MAX: Final = 100 * 366 * DAY_MS
 NOTICE_DAYS_MAX: Final = 3_660
 # A burst as the time in which the rate would do it.
 BURST_MS: Final = 1_000
-BURST_MS_MAX: Final = 60_000
+BURST_MS_MAX: Final = MINUTE_MS
 STEPS_MAX: Final = 1_000
 MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999
 _OVERFLOWS: Final = ("reject", "spill", "queue")
@@ -238,7 +237,7 @@ def end_by_notice(terms: Terms, side: Side, given_ms: int) -> int:
     """
     clause = terms.clause_at(given_ms)
     days = clause.tenant_notice_days if side == "tenant" else clause.operator_notice_days
-    return min(terms.ends_ms, max(terms.minimum_until_ms, given_ms + days * MS_PER_DAY))
+    return min(terms.ends_ms, max(terms.minimum_until_ms, given_ms + days * DAY_MS))
 
 
 def amended(contract: Contract, steps: Sequence[Step], ends_ms: int | None, now_ms: int) -> Contract:

@@ -15,9 +15,9 @@ from typing import Final, NamedTuple, Self
 
 from billing.economics.division import divided
 from billing.economics.figures import Figures
+from billing.moments import HOUR_MS
 
 _MU_MS_PER_MU: Final = 1000
-_HOUR_MS: Final = 3_600_000
 _NO: Final = ""
 
 
@@ -163,7 +163,7 @@ def paid(*machines: Mapping[str, MachineTime]) -> list[dict[str, int]]:
     weights = {
         (number, use): time.cost for number, times in enumerate(machines) for use, time in times.items()
     }
-    whole = round(Fraction(sum(weights.values()), _HOUR_MS))
+    whole = round(Fraction(sum(weights.values()), HOUR_MS))
     parts = divided(whole, weights) if whole else weights.fromkeys(weights, 0)
     return [{use: parts[number, use] for use in times} for number, times in enumerate(machines)]
 

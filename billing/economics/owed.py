@@ -17,10 +17,11 @@ from billing.invoices import makers
 from billing.invoices.lines import Reserved, capacity_amount, short_amount
 from billing.invoices.terms import CapacityPrice, capacity_charges, first_minutes
 from billing.ledger.accounts import Account, EntryKind
+from billing.moments import HOUR_MS
 from billing.schema.books import maker_terms
 from billing.schema.capacity import contract_hour, contract_minute
 from billing.schema.invoices import invoice
-from billing.schema.ledger import HOUR_MS, ledger_posting, ledger_transaction
+from billing.schema.ledger import ledger_posting, ledger_transaction
 
 # What invoices add beside tokens, capacity and shortfalls: revenue is a credit, so it is negative.
 _WORDS: Final = {Account.DISCOUNT: "volume discount", Account.COMMITMENT: "commitment"}

@@ -2,8 +2,7 @@
 
 from datetime import UTC, datetime
 
-from billing.moments import month_begins_ms
-from billing.schema.ledger import HOUR_MS
+from billing.moments import HOUR_MS, month_begins_ms
 
 
 def month_edges(from_ms: int, until_ms: int) -> tuple[int, ...]:

@@ -33,11 +33,12 @@ from billing.economics.machine_time import Away, PoolHistory
 from billing.economics.months import Held, Used
 from billing.ledger.cost import COST_AMOUNT, COST_PRICE
 from billing.ledger.entries import Pricing
+from billing.moments import HOUR_MS
 from billing.reclaims import store as reclaims
 from billing.reclaims.shortfall import measured_over_time
 from billing.schema.capacity import contract_hour, reclaim
 from billing.schema.catalogue import instance, tenant
-from billing.schema.ledger import HOUR_MS, in_days, usage_event, usage_hour
+from billing.schema.ledger import in_days, usage_event, usage_hour
 from billing.wire.engine_kinds import is_provider
 from billing.wire.part_ids import LATER_PART_LIKE
 from billing.wire.tokens import Tokens

@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from billing.catalogue.money import PICOUSD_PER_USD, Money
 from billing.economics.figures import Figures
+from billing.moments import HOUR_MS
 
 ROUNDING: Final = (
     "half to even. The cost of each pool's machines is rounded to pico-dollars once a month, and divided so "
     "that the parts add up. Hours, kWh and quotients have six decimals, percent has two."
 )
-_HOUR_MS: Final = 3_600_000
-_UNIT_HOUR: Final = 1000 * _HOUR_MS
-_MILLIWATT_MS_PER_KWH: Final = 10**6 * _HOUR_MS
+_UNIT_HOUR: Final = 1000 * HOUR_MS
+_MILLIWATT_MS_PER_KWH: Final = 10**6 * HOUR_MS
 # A MW-year is 365 days of a megawatt.
 _KWH_PER_MW_YEAR: Final = 1000 * 365 * 24
 _DECIMALS: Final = 6
@@ -72,7 +72,7 @@ def shown(figures: Figures) -> dict[str, Any]:
         "economic_utilization_percentage": quotient(
             figures.revenue - figures.revenue_providers, figures.list_picousd, 2, 100
         ),
-        "per_gpu_hour": _per(figures, figures.gpu_ms, _HOUR_MS, figures.gpus_unknown_ms),
+        "per_gpu_hour": _per(figures, figures.gpu_ms, HOUR_MS, figures.gpus_unknown_ms),
         "per_kwh": _per(figures, figures.milliwatt_ms, _MILLIWATT_MS_PER_KWH, figures.power_unknown_ms),
         "per_mw_year": _per(
             figures, figures.milliwatt_ms, _MILLIWATT_MS_PER_KWH * _KWH_PER_MW_YEAR, figures.power_unknown_ms
@@ -112,7 +112,7 @@ def shown_usd(picousd: int | None) -> str | None:
 
 
 def _hours(ms: int | None) -> str | None:
-    return quotient(ms, _HOUR_MS)
+    return quotient(ms, HOUR_MS)
 
 
 def shown_hours(mu_ms: int | None) -> str | None:

@@ -22,10 +22,10 @@ from billing.invoices.terms import terms_at
 from billing.ledger.dropped import refuse_dropped_late
 from billing.ledger.entries import Pricing
 from billing.ledger.usage_report import CLASS, tokens_by_kind, usage_between
-from billing.moments import DAY_MS
+from billing.moments import DAY_MS, HOUR_MS
 from billing.schema.capacity import contract_minute
 from billing.schema.invoices import invoice, late_transaction
-from billing.schema.ledger import HOUR_MS, ledger_transaction, usage_event, usage_hour
+from billing.schema.ledger import ledger_transaction, usage_event, usage_hour
 
 _of = usage_event.c
 _DAY: Final = literal_column(str(DAY_MS), BigInteger)

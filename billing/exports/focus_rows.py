@@ -22,14 +22,14 @@ from billing.exports.billing_periods import UsedInDay, Work, days_of
 from billing.exports.focus_columns import Dataset, Version, columns_of
 from billing.exports.table import ONE, Row, Value, decimal_text
 from billing.invoices.lines import Reserved, capacity_amount
-from billing.moments import DAY_MS
+from billing.moments import DAY_MS, HOUR_MS
 from billing.wire.tokens import TOKEN_KINDS
 
 UNIT_HOURS: Final = "Unit-Hours"
 CAPACITY: Final = "Reserved capacity"
 COMMITMENT: Final = "Minimum commitment"
 _TOKENS: Final = "Tokens"
-_MU_MS_PER_UNIT_HOUR: Final = 1_000 * 3_600_000
+_MU_MS_PER_UNIT_HOUR: Final = 1_000 * HOUR_MS
 # Of lines that count towards a minimum commitment.
 _COUNTED: Final = frozenset({"usage", "discount", "capacity"})
 

@@ -22,7 +22,7 @@ from billing.exports.table import ONE, Row
 from billing.invoices.lines import capacity_amount
 from billing.invoices.store import Stored
 from billing.invoices.terms import capacity_charges
-from billing.moments import DAY_MS
+from billing.moments import DAY_MS, HOUR_MS
 from billing.schema.capacity import contract_history
 
 # No term that is agreed for ever has an end; the standard asks for one.
@@ -215,7 +215,7 @@ def _unit_hours(each: Contract) -> int:
         step.mu_s * max(0, min(ends_ms, until_ms) - max(step.from_ms, each.terms.starts_ms))
         for step, until_ms in zip(steps, [*(step.from_ms for step in steps[1:]), ends_ms], strict=True)
     )
-    return round(Fraction(mu_ms * ONE, 3_600_000_000))
+    return round(Fraction(mu_ms * ONE, 1_000 * HOUR_MS))
 
 
 def _applicability(names: list[str]) -> str:

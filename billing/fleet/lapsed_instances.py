@@ -10,11 +10,12 @@ from typing import Final
 
 import redis
 
+from billing.moments import DAY_MS
 from billing.wire import redis_clock, redis_keys
 from billing.wire.instance_entry import lease_of
 
 # A worker that returns by then finds its own entry, and people see what became of an instance.
-_KEPT_MS: Final = 86_400_000
+_KEPT_MS: Final = DAY_MS
 
 
 def forget_lapsed(client: redis.Redis) -> int:

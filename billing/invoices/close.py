@@ -37,9 +37,9 @@ from billing.invoices.store import Stored
 from billing.invoices.terms import capacity_charges, list_terms, read_tiers, stored_tiers, terms_at
 from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
 from billing.ledger.dropped import has_dropped_late, is_dropped
-from billing.moments import utc
+from billing.moments import HOUR_MS, utc
 from billing.refusals import Conflict, Invalid
-from billing.schema.ledger import HOUR_MS, in_days, usage_event, usage_hour
+from billing.schema.ledger import in_days, usage_event, usage_hour
 from billing.wire import redis_keys
 from billing.wire.redis_clock import now_ms as redis_now_ms
 

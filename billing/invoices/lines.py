@@ -10,10 +10,10 @@ from fractions import Fraction
 from typing import Any, Final
 
 from billing.catalogue.money import PICOUSD_PER_USD, ZERO, Money, price_string
+from billing.moments import HOUR_MS
 
 CENT_PICOUSD: Final = PICOUSD_PER_USD // 100
 ROUNDING: Final = "each line to 0.01 USD, half to even"
-_MS_PER_HOUR: Final = 3_600_000
 _MU: Final = 1_000
 
 
@@ -230,7 +230,7 @@ def _capacity(each: Reserved) -> Line:
 
 def capacity_amount(each: Reserved) -> Fraction:
     """In pico-dollars."""
-    return Fraction(each.mu_s * (each.until_ms - each.from_ms) * each.picousd, _MU * _MS_PER_HOUR)
+    return Fraction(each.mu_s * (each.until_ms - each.from_ms) * each.picousd, _MU * HOUR_MS)
 
 
 def _sla(each: Short) -> Line:

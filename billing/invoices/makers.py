@@ -12,10 +12,11 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, Select, func, insert, select, true
 
 from billing.catalogue.price_book import hold_prices
+from billing.moments import HOUR_MS
 from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Conflict, Invalid
 from billing.schema.books import books, maker_terms
-from billing.schema.ledger import HOUR_MS, usage_hour
+from billing.schema.ledger import usage_hour
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

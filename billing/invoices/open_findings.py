@@ -8,10 +8,10 @@ from sqlalchemy import Connection, func, select
 
 from billing.findings import FindingKind
 from billing.ledger.event_days import are_those, recorded
+from billing.moments import HOUR_MS, MINUTE_MS
 from billing.schema.findings import engine_balance, finding
-from billing.schema.ledger import HOUR_MS, usage_event, usage_hour
+from billing.schema.ledger import usage_event, usage_hour
 
-_MINUTE_MS: Final = 60_000
 _OPEN: Final = ("open", "acknowledged")
 # What bears on recorded usage, in words for the one who pays. What is not here is told elsewhere
 # (`not_billed`), or no matter of an invoice.
@@ -51,7 +51,7 @@ def open_findings(connection: Connection, tenant_id: str, from_ms: int, until_ms
     own = _own(connection, tenant_id, {name for row in rows for name in row.said.get("ids", ())})
     audited = connection.execute(select(func.max(engine_balance.c.until))).scalar_one()
     return {
-        "audited_ms": None if audited is None else (int(audited) + 1) * _MINUTE_MS,
+        "audited_ms": None if audited is None else (int(audited) + 1) * MINUTE_MS,
         "findings": [
             {
                 "finding": row.finding_id, "kind": row.kind, "what": _WHAT[FindingKind(row.kind)],

@@ -17,7 +17,7 @@ from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
 from reportlab.platypus import Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
-from billing.moments import utc
+from billing.moments import HOUR_MS, utc
 
 _TITLES: Final = {"invoice": "Invoice", "credit_note": "Credit note"}
 _KINDS: Final = {
@@ -138,11 +138,11 @@ def _words(line: Mapping[str, Any], period: str, names: Mapping[str, str]) -> tu
             return what, f"{line['tokens']:,} tokens", f"{line['price']} per million"
         case "capacity":
             units = line["milliunits_per_second"] / 1000
-            hours = (line["until_ms"] - line["from_ms"]) / 3_600_000
+            hours = (line["until_ms"] - line["from_ms"]) / HOUR_MS
             what = f"Reserved capacity, contract {line['contract']}, from {utc(line['from_ms'])}"
             return what, f"{units:g} units/s × {hours:,.2f} h", f"{line['price_per_unit_hour']} per unit-hour"
         case "sla_credit":
-            hours = line["milliunits_short"] / 3_600_000
+            hours = line["milliunits_short"] / HOUR_MS
             what = f"Capacity that was short, contract {line['contract']}"
             return what, f"{hours:,.4f} unit-hours", f"{line['percent']} % of {line['price_per_unit_hour']}"
         case "discount":

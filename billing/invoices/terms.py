@@ -16,14 +16,13 @@ from billing.contracts.store import list_all
 from billing.contracts.terms import Contract
 from billing.contracts.timeline import FOREVER_MS
 from billing.invoices.lines import Reserved, Terms, Tier
-from billing.moments import utc
+from billing.moments import MINUTE_MS, utc
 from billing.refusals import Conflict, Invalid
 from billing.schema.capacity import contract as contract_table
 from billing.schema.invoices import capacity_price, invoiced, tenant_terms
 
 # A price of a unit per second for an hour beyond this is a mistake.
 _UNIT_HOUR_PICOUSD_MAX = 10**18
-_MINUTE_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,7 @@ def first_minutes(pieces: Iterable[tuple[Reserved, CapacityPrice]]) -> dict[tupl
     pieces = list(pieces)
     ends = {(piece.contract, piece.until_ms) for piece, _ in pieces}
     return {
-        place: place[1] if place in ends else place[1] - place[1] % _MINUTE_MS
+        place: place[1] if place in ends else place[1] - place[1] % MINUTE_MS
         for place in ((piece.contract, piece.from_ms) for piece, _ in pieces)
     }
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from billing.findings import Finding, FindingKind
 from billing.ledger.backfill import AMOUNT, HELD
 from billing.ledger.chain_check import check_chains
-from billing.schema.ledger import HOUR_MS
+from billing.moments import HOUR_MS
 
 _IDS_MAX: Final = 20
 

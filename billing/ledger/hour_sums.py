@@ -8,7 +8,8 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import Connection, text
 
-from billing.schema.ledger import HOUR_MS, usage_hour
+from billing.moments import HOUR_MS
+from billing.schema.ledger import usage_hour
 from billing.wire.part_ids import is_later_part
 from billing.wire.usage_event import UsageEvent
 

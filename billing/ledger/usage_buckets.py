@@ -26,15 +26,14 @@ from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import prices_by_id
 from billing.ledger.dropped import refuse_dropped
 from billing.ledger.usage_report import tokens_by_kind, usage_between, usage_of_requests
-from billing.moments import DAY_MS
+from billing.moments import DAY_MS, HOUR_MS
 from billing.schema.any_of import any_of
 from billing.schema.catalogue import instance, model
 from billing.schema.catalogue import tenant as tenant_table
-from billing.schema.ledger import HOUR_MS, usage_event
+from billing.schema.ledger import usage_event
 from billing.wire.routes import OFFERED_ROUTES, ROUTE_FACTS, Route
 from billing.wire.tokens import TOKEN_KINDS
 
-MINUTE_MS: Final = 60_000
 _GENERATING: Final = tuple(name for name in OFFERED_ROUTES if ROUTE_FACTS[Route(name)].generates)
 # What may be grouped by, and its column of the sums by hour.
 GROUPS: Final[Mapping[str, str]] = {

@@ -30,9 +30,8 @@ from billing.catalogue.price_book import COST, SALE, Price, PriceList, prices_by
 from billing.ledger.cost import COST_AMOUNT, COST_PRICE
 from billing.ledger.dropped import refuse_dropped
 from billing.ledger.entries import OWED_EVENTS, Pricing
-from billing.moments import DAY_MS, day_of, utc
+from billing.moments import DAY_MS, HOUR_MS, day_of, utc
 from billing.schema.ledger import (
-    HOUR_MS,
     TOLD,
     UNTOLD,
     in_days,

@@ -162,7 +162,6 @@ usage_total = Table(
 )
 
 
-HOUR_MS: Final = 3_600_000
 _BY_NAMES: Final = ("project", "key_id", "model", "class", "contract", "instance", "pricing")
 _SUMS: Final = (
     "requests", "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",

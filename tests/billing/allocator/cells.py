@@ -16,9 +16,9 @@ from billing.allocator.round import Round
 from billing.contracts import lifecycle
 from billing.contracts.terms import Contract
 from billing.metrics import BillingMetrics
+from billing.moments import HOUR_MS
 from billing.schema.capacity import contract_hour, contract_minute
 from billing.schema.catalogue import model
-from billing.schema.ledger import HOUR_MS
 from billing.wire import redis_keys
 from tests.billing.cell.requests import CELL, CellRequest
 from tests.billing.contracts.selling import POOL, T0, Shop, furnish, terms

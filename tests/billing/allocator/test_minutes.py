@@ -6,7 +6,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.allocator.minutes import MINUTE_MS, Account, Minute, Totals, advance, opened
+from billing.allocator.minutes import Account, Minute, Totals, advance, opened
+from billing.moments import MINUTE_MS
 
 T0 = 1_800_000_000_000
 FOREVER = T0 * 2

@@ -20,9 +20,10 @@ from billing.findings import Finding, FindingKind
 from billing.ledger.check import set_aside
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.metrics import BillingMetrics
+from billing.moments import HOUR_MS
 from billing.page import PageRequest
 from billing.schema.catalogue import model as model_table
-from billing.schema.ledger import HOUR_MS, NOT_FINAL, ledger_transaction, usage_event, usage_total
+from billing.schema.ledger import NOT_FINAL, ledger_transaction, usage_event, usage_total
 from billing.usage.consumer import Consumer
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys

@@ -19,8 +19,8 @@ from billing.ledger.check import check_ledger
 from billing.ledger.entries import OWED_EVENTS, ReceivedEvent, record_events
 from billing.ledger.usage_report import report_usage
 from billing.migrate import alembic_config, upgrade
-from billing.moments import DAY_MS
-from billing.schema.ledger import HOUR_MS, ledger_posting, usage_event
+from billing.moments import DAY_MS, HOUR_MS
+from billing.schema.ledger import ledger_posting, usage_event
 from billing.wire.dimensions import Dimension
 from billing.wire.ending import Ending
 from billing.wire.usage_event import UsageEvent
