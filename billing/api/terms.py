@@ -1,6 +1,7 @@
 """Routes of the terms by which tenants are billed, and of what their contracts' capacity costs."""
 
 import re
+from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
@@ -54,18 +55,32 @@ class TierBody(Body):
 
 class TermsSet(Body):
     """How a tenant is billed, in periods that begin at `from` (now) or later; a date begins at the tenant's
-    midnight. All of it is set: what is left out has its default. `day`: of the month, on which periods begin,
-    at the tenant's midnight; a month without it begins on its last. `commitment`: what it pays in a period at
-    least.
+    midnight. What is left out stays as it is then. `day`: of the month, on which periods begin, at the
+    tenant's midnight; a month without it begins on its last. `commitment`: what it pays in a period at least.
     """
 
     tenant: Name
     from_ms: Annotated[MomentOrDay | None, Field(alias="from")] = None
-    day: Annotated[int, Field(ge=1, le=31)] = 1
+    day: Annotated[int | None, Field(ge=1, le=31)] = None
     tax_name: Label | None = None
-    tax_percent: PercentText = "0"
-    commitment: Amount = "0"
-    tiers: Annotated[list[TierBody], Field(max_length=_TIERS_MAX)] = Field(default_factory=list)
+    tax_percent: PercentText | None = None
+    commitment: Amount | None = None
+    tiers: Annotated[list[TierBody] | None, Field(max_length=_TIERS_MAX)] = None
+
+    def over(self, held: Terms) -> Terms:
+        """These, and of `held` what they leave out."""
+        changed: dict[str, Any] = {}
+        if self.day is not None:
+            changed["day"] = self.day
+        if "tax_name" in self.model_fields_set:
+            changed["tax_name"] = self.tax_name
+        if self.tax_percent is not None:
+            changed["tax_basis_points"] = basis_points(self.tax_percent)
+        if self.commitment is not None:
+            changed["commitment"] = Money.parse(self.commitment)
+        if self.tiers is not None:
+            changed["tiers"] = tuple(Tier(Money.parse(each.above), each.percent) for each in self.tiers)
+        return replace(held, **changed)
 
 
 class CapacityPriceSet(Body):
@@ -81,22 +96,13 @@ class CapacityPriceSet(Body):
 
 @router.post("/terms", status_code=201, response_model=TermsAnswer)
 def set_terms(body: TermsSet, control: Control, response: Response) -> dict[str, Any]:
-    """Set a tenant's terms. Those of a moment that is on an invoice stay."""
+    """Set a tenant's terms, or some of them. Those of a moment that is on an invoice stay."""
     with control.changing(response) as connection:
         tenant = control.tenant_named(connection, body.tenant)
         now_ms = database_now_ms(connection)
-        made = terms.set_terms(
-            connection,
-            tenant.tenant_id,
-            Terms(
-                day=body.day,
-                tax_name=body.tax_name,
-                tax_basis_points=basis_points(body.tax_percent),
-                commitment=Money.parse(body.commitment),
-                tiers=tuple(Tier(Money.parse(each.above), each.percent) for each in body.tiers),
-            ),
-            now_ms if body.from_ms is None else begins_ms(body.from_ms, tenant.time_zone),
-        )
+        from_ms = now_ms if body.from_ms is None else begins_ms(body.from_ms, tenant.time_zone)
+        held = terms.terms_at(connection, tenant.tenant_id, from_ms)
+        made = terms.set_terms(connection, tenant.tenant_id, body.over(held), from_ms)
         prepaid.renew(connection, tenant.tenant_id, now_ms)
     return _terms(tenant.tenant_id, made)
 

@@ -28,15 +28,16 @@ def terms() -> None:
 @terms.command("set")
 @click.option("--tenant", required=True, help="Name or id of the tenant.")
 @click.option(
-    "--day", type=click.IntRange(1, 31), help="On which day of the month its periods begin. Default: 1."
+    "--day", type=click.IntRange(1, 31), help="On which day of the month its periods begin. At first: 1."
 )
-@click.option("--tax", metavar="PERCENT", help="Such as 19 or 7.5. Default: 0.")
+@click.option("--tax", metavar="PERCENT", help="Such as 19 or 7.5. At first: 0.")
 @click.option("--tax-name", metavar="NAME", help="Such as VAT.")
-@click.option("--commitment", metavar="USD", help="What it pays in a period at least. Default: 0.")
+@click.option("--commitment", metavar="USD", help="What it pays in a period at least. At first: 0.")
 @click.option(
     "--tier", "tiers", multiple=True, metavar="USD:PERCENT",
     help="So much off what it uses in a period above this amount, up to the next tier.",
 )  # fmt: skip
+@click.option("--no-tiers", is_flag=True, help="Nothing off any more.")
 @click.option(
     "--from", "since", metavar="WHEN",
     help=f"Periods that begin then or later: {AHEAD}. A date begins at the tenant's midnight. Default: now.",
@@ -49,19 +50,24 @@ def set_terms(
     tax_name: str | None,
     commitment: str | None,
     tiers: tuple[str, ...],
+    no_tiers: bool,
     since: str | None,
     as_json: bool,
 ) -> None:
-    """Set how a tenant is billed, in periods that begin at --from or later. All of it is set: what is left
-    out has its default.
+    """Set how a tenant is billed, in periods that begin at --from or later. What is left out stays as it is.
 
     \b
     taas terms set --tenant acme --tax 19 --tax-name VAT --commitment 1000 --tier 5000:5 --tier 20000:10
+    taas terms set --tenant acme --commitment 2000
     """
+    if tiers and no_tiers:
+        raise click.UsageError("--tier and --no-tiers contradict each other.")
     body = given(
         tenant=tenant, day=day, tax_percent=tax, tax_name=tax_name, commitment=commitment,
-        tiers=[_tier(each) for each in tiers], **{"from": ahead_or_day(since, "--from")},
+        **{"from": ahead_or_day(since, "--from")},
     )  # fmt: skip
+    if tiers or no_tiers:
+        body["tiers"] = [_tier(each) for each in tiers]
     made = call("POST", "terms", body=body)
     if as_json:
         print_json(made)

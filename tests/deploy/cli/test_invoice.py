@@ -107,8 +107,24 @@ def test_what_cannot_be_closed_says_why(
     tax = taas("terms", "set", "--tenant", "acme", "--tax", "abc", exit_code=1).output
     assert "a percentage is from 0 to 100, such as 19 or 7.5" in tax
     assert "periods that begin then" in taas("terms", "set", "--tenant", "acme", "--tax", "7.5").output
+    terms_change_one_by_one(taas)
     assert "is no tier" in taas("terms", "set", "--tenant", "acme", "--tier", "5", exit_code=2).output
     assert taas("invoice", "list").output.startswith("no invoices")
+
+
+def terms_change_one_by_one(taas: Taas) -> None:
+    """What is left out stays; what takes it away is said."""
+
+    def now(*words: str) -> list[Any]:
+        made = json.loads(taas("terms", "set", "--tenant", "acme", "--json", *words).output)
+        return [made[name] for name in ("day", "tax_percent", "tax_name", "commitment", "tiers")]
+
+    tiers = [{"above": "5.00", "percent": 10}]
+    assert now("--commitment", "1000", "--day", "5", "--tier", "5:10") == [5, "7.5", None, "1000.00", tiers]
+    assert now("--tax", "19", "--tax-name", "VAT") == [5, "19", "VAT", "1000.00", tiers]
+    assert now("--commitment", "0", "--no-tiers", "--tax", "0") == [5, "0", "VAT", "0.00", []]
+    assert "contradict" in taas("terms", "set", "--tenant", "acme", "--tier", "1:1", "--no-tiers",
+    exit_code=2).output  # fmt: skip
 
 
 def test_a_contract_has_a_price(taas: Taas, told: Callable[..., Any], shop: None) -> None:
