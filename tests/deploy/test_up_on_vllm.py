@@ -27,7 +27,7 @@ from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.lora import parts, write_adapter
-from tests.fixtures.stack import keep_model
+from tests.fixtures.stack import ONE_PROCESS_LESS, keep_model
 from tests.loadtest.test_engine_conformance import answer_shape
 
 pytestmark = pytest.mark.vllm
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.vllm
 @pytest.fixture(scope="module")
 def home() -> Iterator[Home]:
     with new_home() as made:
-        made.environment["TAAS_ADAPTERS"] = "1"
+        made.environment |= {"TAAS_ADAPTERS": "1", **ONE_PROCESS_LESS}
         yield made
 
 

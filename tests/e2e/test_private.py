@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import psycopg
 import pytest
 import redis
@@ -35,11 +36,13 @@ from tests.fixtures.retained import (
     Blob,
     Needles,
     command_lines,
+    elsewhere,
     files_in,
     keys_of_redis,
+    own_temporary_files,
     rows_of_postgres,
 )
-from tests.fixtures.stack import MODEL, PRICE, ROOT, VLLM_PYTHON, Stack, empty_stack, model_folder
+from tests.fixtures.stack import MODEL, PRICE, VLLM_PYTHON, Stack, empty_stack, kill_9, model_folder
 
 pytestmark = [
     pytest.mark.vllm,
@@ -93,6 +96,8 @@ def private(postgres_server: str) -> Iterator[Private]:
         folder.chmod(0o755)
         home = folder / "home"
         home.mkdir()
+        # All of its folder is searched.
+        ending.enter_context(own_temporary_files(home / "tmp"))
         shutil.copytree(model_folder(), folder / "weights")
         evidence_key = folder / "evidence.key"
         evidence_key.touch(0o600)
@@ -322,6 +327,14 @@ def test_nothing_is_kept_of_what_its_owner_sends_and_gets(private: Private) -> N
     assert needles.hits(_everything_stored(private)) == []
 
 
+def test_kill_9_of_its_worker_leaves_nothing_of_its_engine(private: Private) -> None:
+    """With the process that vLLM computes in by itself on a CPU. The last of these tests."""
+    family = [psutil.Process(pid) for pid in private.stack.worker_family()]
+    assert any(process.cmdline()[0] == "VLLM::Worker" for process in family)
+    kill_9(private.stack.processes["worker"].pid)
+    assert psutil.wait_procs(family, timeout=60)[1] == []
+
+
 def _body(core: str, **fields: Any) -> dict[str, Any]:
     return {"model": NAME, "messages": [{"role": "user", "content": f"Repeat: {core} {core}"}], **fields}
 
@@ -342,9 +355,9 @@ def _be_answered(client: httpx.Client, core: str, ids: list[int], *, stream: boo
         {"response_format": {"type": "json_schema", "json_schema": schema}},
     ]
     for fields in (
-        *said_by_the_model, {}, {"messages": history, "tools": [tool]},
-        {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "f"}}},
-        {"user": core, "metadata": {"k": core}, "prompt_cache_key": core, core: core},
+        *said_by_the_model, {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"max_tokens": 8}, {"max_tokens": 8, "messages": history, "tools": [tool]},
+        {"max_tokens": 8, "user": core, "metadata": {"k": core}, "prompt_cache_key": core, core: core},
     ):  # fmt: skip
         body = _body(core, stream=stream, max_tokens=60) | fields
         answer = client.post(CHAT, json=body, headers={"x-session-id": core, "user-agent": core})
@@ -376,8 +389,7 @@ def _everything_stored(private: Private) -> Iterator[Blob]:
     stack = private.stack
     yield from files_in(private.folder, since=private.began)
     yield from files_in(stack.home)
-    for elsewhere in (tempfile.gettempdir(), "/var/tmp", "/dev/shm", Path.home() / ".cache", ROOT / ".taas"):  # noqa: S108
-        yield from files_in(Path(elsewhere), since=private.began)
+    yield from elsewhere(since=private.began)
     with redis.Redis(port=stack.valkey.port) as raw:
         raw.config_set("rdbcompression", "no")
         raw.save()

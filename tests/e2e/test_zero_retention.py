@@ -31,11 +31,13 @@ from tests.fixtures.retained import (
     Blob,
     Needles,
     command_lines,
+    elsewhere,
     files_in,
     keys_of_redis,
+    own_temporary_files,
     rows_of_postgres,
 )
-from tests.fixtures.stack import PRICE, ROOT, Stack, empty_stack
+from tests.fixtures.stack import PRICE, Stack, empty_stack
 
 pytestmark = pytest.mark.together
 
@@ -44,11 +46,6 @@ CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
 )  # fmt: skip
 GENERATING = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
-# Where programs leave things behind, beside the installation's own folder.
-ELSEWHERE = (
-    Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/dev/shm"), Path.home() / ".cache",  # noqa: S108
-    ROOT / ".taas",
-)  # fmt: skip
 DEADLINES: Final = {"TAAS_REQUEST_DEADLINE_S": "4", "TAAS_FIRST_TOKEN_DEADLINE_S": "2"}
 
 
@@ -114,16 +111,12 @@ class Scene:
             "Redis": self._redis,
             "PostgreSQL": lambda: rows_of_postgres(self.database_url),
             "command lines": lambda: command_lines(self._pids()),
-            "folders of the machine": self._elsewhere,
+            "folders of the machine": lambda: elsewhere(since=self.began),
         }
 
     @property
     def database_url(self) -> str:
         return self.stack.database_url.replace("postgresql+psycopg:", "postgresql:", 1)
-
-    def _elsewhere(self) -> Iterator[Blob]:
-        for folder in ELSEWHERE:
-            yield from files_in(folder, since=self.began)
 
     def _redis(self) -> Iterator[Blob]:
         with redis.Redis(port=self.stack.valkey.port) as client:
@@ -175,7 +168,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory, postgres_server: str) -> Ite
     """All of it has been sent, and has come to rest."""
     began = time.time() - 1
     with ExitStack() as ending:
-        stack = empty_stack(tmp_path_factory.mktemp("retention"), postgres_server, ending)
+        home = tmp_path_factory.mktemp("retention")
+        ending.enter_context(own_temporary_files(home / "tmp"))
+        stack = empty_stack(home, postgres_server, ending)
         stack.start_billing()
         owner, key = stack.new_tenant(redis_down={"policy": "local_lease", "requests": 50, "units": 100_000})
         stack.cell = stack.admin("POST", "models", name=MODEL, context_tokens=4096, owner=owner)["cell"]
