@@ -13,8 +13,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.examples import examples
+
 # No bound on the time of an example: a busy machine breaks it.
-settings.register_profile("taas", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "taas", max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("taas")
 
 pytest_plugins = [
