@@ -109,7 +109,7 @@ class Scene:
             "files of the installation": lambda: files_in(self.stack.home),
             "metrics": self._metrics,
             "Redis": self._redis,
-            "PostgreSQL": lambda: rows_of_postgres(self.database_url),
+            "PostgreSQL": lambda: rows_of_postgres(self.database_url, since=self.began),
             "command lines": lambda: command_lines(self._pids()),
             "folders of the machine": lambda: elsewhere(since=self.began),
         }
