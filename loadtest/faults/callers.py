@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx
 
-from loadtest.children import NO_CERTIFICATES
+from loadtest import plain_http
 from loadtest.faults.parts import BOUGHT, BOUGHT_ROUTES, MODEL, ROUTES
 
 _PATHS: Final = {name: f"/v1/{name}" for name in ROUTES} | {"chat": "/v1/chat/completions"}
@@ -73,9 +73,7 @@ class Callers:
         patience_s = dice.uniform(0, 1.5) if dice.random() < 0.3 else _LONGEST_S
         headers = {"authorization": f"Bearer {dice.choice(self._keys)}"}
         with (
-            httpx.Client(
-                base_url=dice.choice(self._urls), timeout=patience_s, trust_env=False, verify=NO_CERTIFICATES
-            ) as client,
+            plain_http.Client(base_url=dice.choice(self._urls), timeout=patience_s) as client,
             client.stream(
                 "POST", _PATHS[route], json=_body(model, route, stream, dice), headers=headers
             ) as answer,

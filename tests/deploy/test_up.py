@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from deploy.local.credentials import read_env
+from loadtest import plain_http
 from tests.deploy.conftest import Home
-from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import free_ports
 from tests.fixtures.valkey import free_port

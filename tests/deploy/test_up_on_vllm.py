@@ -21,9 +21,9 @@ from openai import OpenAI
 from billing.wire import redis_keys
 from deploy.local.credentials import read_env
 from deploy.local.settings import DEFAULT_MODEL
+from loadtest import plain_http
 from tests.deploy.conftest import Home, new_home
 from tests.deploy.test_up import check_served
-from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.lora import parts, write_adapter

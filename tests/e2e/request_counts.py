@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.stack import Stack
 

@@ -27,9 +27,9 @@ import pytest
 import redis
 
 from billing.wire.evidence import make_key, read_private_key, sign
+from loadtest import plain_http
 from serving.catalogue import known_models
 from serving.private_user import NUMBERS
-from tests.fixtures import plain_http
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.readable_vllm import readable_python
 from tests.fixtures.retained import (

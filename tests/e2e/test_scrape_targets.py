@@ -17,11 +17,11 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from billing.wire import redis_keys
+from loadtest import plain_http
 from loadtest.forked import Program
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.test_process import ADMIN_KEY, BillingProcess, stopped_at_the_end
-from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.forked import start_module
 from tests.fixtures.gateway import StartGateway, wait_until

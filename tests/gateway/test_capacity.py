@@ -14,8 +14,8 @@ from billing.api.app import build_app
 from billing.contracts import lifecycle
 from billing.schema.capacity import contract_minute
 from billing.settings import BillingSettings
+from loadtest import plain_http
 from tests.billing.contracts.selling import T0, furnish, terms
-from tests.fixtures import plain_http
 from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
 from tests.fixtures.valkey import free_port
 

@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from billing.wire import redis_keys
+from loadtest import plain_http
 from loadtest.scenarios.speed import EngineSpeed
 from loadtest.scenarios.stack import MODEL, ScenarioStack, running
-from tests.fixtures import plain_http
 from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
 
 pytestmark = pytest.mark.together

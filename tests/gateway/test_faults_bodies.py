@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.gateway.asking import PATHS, ask, body

@@ -13,7 +13,7 @@ from billing.metrics import BillingMetrics
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
 from billing.wire.ending import Ending
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.crowd import crowd
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until

@@ -12,7 +12,7 @@ import pytest
 
 from billing.wire.ending import Ending, OtherReason
 from billing.wire.usage_event import UsageEvent, UsageSource
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
 from tests.gateway.asking import EVERY_WAY, PATHS, ROUTES, TOKENS, ask, body, the_event

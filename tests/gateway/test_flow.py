@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from billing.wire.ending import Ending
 from billing.wire.usage_event import UsageSource
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.fixtures.valkey import free_port

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway
 from tests.fixtures.valkey import free_port

@@ -9,7 +9,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.provider import PROVIDER_KEY, ProviderMaker, SimProvider
 from tests.fixtures.secure_stores import Certificates

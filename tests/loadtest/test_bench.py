@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from loadtest import plain_http
 from loadtest.children import Child, answers, cores, free_port, python
-from tests.fixtures import plain_http
 
 
 def bench(folder: Path, *words: str) -> tuple[str, dict[str, Any]]:
@@ -40,8 +40,9 @@ def test_bench_measures_gateway_and_naive_proxy_and_checks_the_bill(tmp_path: Pa
 
 
 def test_bench_compares_gateways_of_several_sizes(tmp_path: Path) -> None:
-    shown, results = bench(tmp_path, "--processes", "1", "2", "--tenants", "10", "30")
-    assert set(results) == {"1 process, 10 tenants", "2 processes, 10 tenants", "1 process, 30 tenants"}
+    # One gateway is in both tables. Many tenants: tests/loadtest/test_scaling.py.
+    shown, results = bench(tmp_path, "--processes", "1", "2", "--tenants", "10")
+    assert set(results) == {"1 process, 10 tenants", "2 processes, 10 tenants"}
     assert all(result["problems"] == [] for result in results.values())
     assert "by processes" in shown
     assert "by tenants" in shown

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from loadtest import plain_http
 from serving.catalogue import known_models
-from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.stack import MODEL, Stack
 

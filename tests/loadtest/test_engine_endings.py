@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.loadtest.test_engine_answers import events, usage_of
 

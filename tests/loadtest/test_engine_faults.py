@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from loadtest import plain_http
 from loadtest.engine.fault_answers import LEAK
-from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import wait_until
 from tests.loadtest.test_engine_answers import events

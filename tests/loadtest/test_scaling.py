@@ -5,13 +5,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from loadtest import plain_http
 from loadtest.bench.__main__ import parse
 from loadtest.bench.many_tenants import ManyTenantsStack
 from loadtest.bench.scaling import Comparison, Scale, comparisons, is_within, show_comparison
 from loadtest.bench.shapes import MODELS
 from loadtest.bench.subjects import running_backend
 from loadtest.own_stack import Served
-from tests.fixtures import plain_http
 
 FIGURES = ("cpu_us_request", "valkey_us_request", "both_us_request")
 

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.redis_address import parse_redis_url
+from loadtest import plain_http
 from serving import registry
 from serving.engine_watch import WatchLimits
 from serving.launch import connect
@@ -24,7 +25,6 @@ from serving.metrics import WorkerMetrics
 from serving.served_model import ServedModel
 from serving.vllm_command import NO_ADAPTERS, AdapterSlots, EngineCommand
 from serving.worker import Worker, WorkerPlan, WorkerTimes
-from tests.fixtures import plain_http
 from tests.fixtures.valkey import free_port
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")

@@ -12,7 +12,7 @@ import pytest
 
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.tokens import CounterPair
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.stack import INSTANCE, MODEL, Stack, kill_9, model_folder
 from tests.serving.conftest import eventually, is_running
 

@@ -17,8 +17,8 @@ import redis as redis_sync
 
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
+from loadtest import plain_http
 from loadtest.forked import Program
-from tests.fixtures import plain_http
 from tests.fixtures.forked import start_module
 from tests.fixtures.valkey import free_port
 from tests.serving.conftest import FAKE_ENGINE, eventually, is_running

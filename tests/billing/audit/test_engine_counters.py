@@ -13,8 +13,8 @@ from billing.audit.engine_runs import EngineRun, read_runs
 from billing.fleet.engine_reading import Counters, NoCounters, Unreachable, parse_counters, read_engine
 from billing.wire.instance_entry import EngineLoad
 from billing.wire.tokens import CounterPair
+from loadtest import plain_http
 from tests.billing.engine_server import ScriptedEngine, register, serve
-from tests.fixtures import plain_http
 
 
 @pytest.fixture

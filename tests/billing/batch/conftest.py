@@ -17,8 +17,8 @@ from anthropic import Anthropic
 from openai import OpenAI
 from openai.types import Batch
 
+from loadtest import plain_http
 from loadtest.faults.parts import MODEL, ROUTES, Installation
-from tests.fixtures import plain_http
 from tests.fixtures.gateway import wait_until
 
 ENDED = {"completed", "failed", "expired", "cancelled"}

@@ -12,7 +12,7 @@ from obstore.exceptions import AlreadyExistsError
 
 from billing.batch.objects import Objects, input_object
 from billing.batch.settings import BatchSettings
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.valkey import free_port
 

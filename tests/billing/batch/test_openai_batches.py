@@ -11,10 +11,10 @@ import httpx
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI, UnprocessableEntityError
 
+from loadtest import plain_http
 from loadtest.faults.parts import MODEL
 from tests.billing.batch.conftest import BatchStack
 from tests.billing.batch.lines import chat
-from tests.fixtures import plain_http
 from tests.fixtures.gateway import wait_until
 
 

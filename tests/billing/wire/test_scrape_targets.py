@@ -10,7 +10,7 @@ from billing.wire import redis_keys
 from billing.wire.metrics_page import MetricsPage
 from billing.wire.redis_address import parse_redis_url
 from billing.wire.scrape_targets import LEASE_MS, ScrapeTarget, address_of, read_targets, renew, withdraw
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.valkey import ValkeyProcess
 

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from billing.wire import redis_keys
 from deploy.cli.engine_access import find_hardware
 from deploy.cli.main import main
+from loadtest import plain_http
 from tests.deploy.cli.conftest import ADMIN_KEY, Taas, run
-from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import wait_until
 

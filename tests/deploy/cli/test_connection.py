@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from deploy.cli.connection import find_address
+from loadtest import plain_http
 from tests.deploy.cli.conftest import ADMIN_KEY, run
-from tests.fixtures import plain_http
 from tests.fixtures.valkey import free_port
 
 

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from gateway.process.serve import SETTLES_LOST
+from loadtest import plain_http
 from loadtest.forked import Program
-from tests.fixtures import plain_http
 from tests.fixtures.forked import start_module
 from tests.fixtures.gateway import free_ports
 from tests.gateway.listening import read_all, until

@@ -25,7 +25,7 @@ from gateway.translate import (
     messages_request,
 )
 from gateway.upstream.provider_errors import refusal
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.stack import MODEL, Stack
 from tests.gateway.translate.sdks import completion_of, message_of
 

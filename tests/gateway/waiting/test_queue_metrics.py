@@ -26,7 +26,7 @@ from gateway.errors import (
 )
 from gateway.redis.connection import RedisUnavailable
 from gateway.waiting.queue import WaitEnd
-from tests.fixtures import plain_http
+from loadtest import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.gateway.asking import PATHS, Outcome, ask, body
