@@ -20,9 +20,11 @@ from pathlib import Path
 from loadtest.settings import replace_environment
 
 _IMPORTED = [
+    "loadtest.loading",
     "gateway.app",
     "gateway.process.serve",
     "billing.process",
+    "billing.batch.process",
     "serving.launch",
     "serving.worker",
     "loadtest.engine.server",

@@ -6,3 +6,4 @@ import gc
 
 gc.collect()
 gc.freeze()
+gc.enable()

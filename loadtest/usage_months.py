@@ -443,6 +443,17 @@ def check_invoices(run: Run, count: int) -> None:
     run.check_all()
 
 
+def run_all(events: int, kills: int, *, invoices: bool = True) -> Run:
+    """An installation from its start to its end, and what was wrong. Raises DidNotStart."""
+    with tempfile.TemporaryDirectory(prefix="usage_months-", ignore_cleanup_errors=True) as folder:
+        store = Store(Path(folder))
+        try:
+            store.start()
+            return carry_out(store, events, kills, invoices=invoices)
+        finally:
+            store.stop()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtest.usage_months", description=__doc__)
     parser.add_argument("--events", type=int, default=100_000, help="how many requests (default 100000)")
@@ -450,16 +461,11 @@ def main() -> int:
     parser.add_argument("--no-invoices", action="store_true", help="record, and check the usage report alone")
     args = parser.parse_args()
     stop_children_on_sigterm()
-    with tempfile.TemporaryDirectory(prefix="usage_months-", ignore_cleanup_errors=True) as folder:
-        store = Store(Path(folder))
-        try:
-            store.start()
-            run = carry_out(store, args.events, args.kills, invoices=not args.no_invoices)
-        except DidNotStart as exc:
-            print(exc, file=sys.stderr)
-            return 2
-        finally:
-            store.stop()
+    try:
+        run = run_all(args.events, args.kills, invoices=not args.no_invoices)
+    except DidNotStart as exc:
+        print(exc, file=sys.stderr)
+        return 2
     for each in run.wrong:
         print(f"WRONG: {each}")
     print("nothing is lost, nothing is twice" if not run.wrong else f"{len(run.wrong)} differences")

@@ -7,10 +7,16 @@ import redis
 from sqlalchemy import Engine, create_engine
 
 
+@pytest.fixture(scope="session")
+def engines() -> dict[str, Engine]:
+    """The engines of `database` by URL. One keeps the statements that it has compiled for the next test."""
+    return {}
+
+
 @pytest.fixture
-def database(migrated_database_url: str) -> Iterator[Engine]:
-    """An engine on a fresh database at the newest schema."""
-    engine = create_engine(migrated_database_url)
+def database(migrated_database_url: str, engines: dict[str, Engine]) -> Iterator[Engine]:
+    """An engine on a fresh database at the newest schema. It has no connection yet."""
+    engine = engines.setdefault(migrated_database_url, create_engine(migrated_database_url))
     yield engine
     engine.dispose()
 

@@ -96,19 +96,21 @@ class Api:
             for name in names
         ]
         self._every_row = text(" union all ".join(parts))
-        self._rows: list[Any] = []
+        self._rows: dict[str, Any] = {}
         self._written: str | None = None
         self.ids = {"contract_id": ["con_0"], "reclaim_id": ["rec_0"]}
         for contract in client.get("/admin/v1/contracts").json()["data"]:
             self.learn(contract)
 
-    def rows(self) -> list[Any]:
+    def rows(self) -> dict[str, Any]:
         """Every row of every table, told by its hash. They are read again only if PostgreSQL has numbered a
         transaction since, which it does for each that writes.
         """
         written = self._connection.execute(_WRITING).scalar_one()
         if written != self._written:
-            self._rows, self._written = list(self._connection.execute(self._every_row)), written
+            # Their order is PostgreSQL's, which may read several tables at once.
+            self._rows = {name: told for name, *told in self._connection.execute(self._every_row)}
+            self._written = written
         return self._rows
 
     def learn(self, answer: Any) -> None:
