@@ -161,6 +161,10 @@ class Child:
         """The end of its log."""
         return self._log.read_text(errors="replace")[-2000:]
 
+    def reap(self) -> None:
+        """Wait for its end, after a signal that nothing outlives."""
+        self._process.wait()
+
     def stop(self) -> None:
         """SIGTERM, and SIGKILL when that is not heeded."""
         if self._process.poll() is not None:

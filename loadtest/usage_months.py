@@ -29,6 +29,7 @@ import httpx
 import psutil
 import redis
 
+from loadtest import plain_http
 from loadtest.children import DidNotStart, stop_children_on_sigterm
 from loadtest.faults.parts import Installation
 
@@ -133,13 +134,8 @@ class Store(Installation):
         while True:
             for url in self.admin_urls:
                 with contextlib.suppress(httpx.TransportError):
-                    answer = httpx.request(
-                        method,
-                        f"{url}/admin/v1/{path}",
-                        headers=headers,
-                        timeout=600,
-                        trust_env=False,
-                        **more,
+                    answer = plain_http.request(
+                        method, f"{url}/admin/v1/{path}", headers=headers, timeout=600, **more
                     )
                     if answer.status_code < 500 and "in_use" not in answer.text:
                         return answer

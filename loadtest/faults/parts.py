@@ -50,6 +50,8 @@ class Part:
     def kill(self) -> None:
         """kill -9."""
         self._signal(signal.SIGKILL)
+        assert self.child is not None
+        self.child.reap()
 
     def pause(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after so long."""

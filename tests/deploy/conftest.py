@@ -32,6 +32,7 @@ class Home:
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("TAAS_")}
         self.environment |= {f"TAAS_{name}": str(port) for name, port in self.ports.items()}
         self.environment["TAAS_HOME"] = str(folder)
+        self.first_up: subprocess.CompletedProcess[str] | None = None
 
     def run(self, *command: str, timeout_s: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
         """`python -m deploy.local …`, its output captured."""
@@ -90,9 +91,11 @@ def home() -> Iterator[Home]:
 
 @pytest.fixture(scope="module")
 def running(engine_server: SimEngine) -> Iterator[Home]:
-    """A home in which all of it runs, on the simulated engine. A test leaves it running."""
+    """A home in which all of it runs, on the simulated engine. A test leaves it running. It takes seconds of
+    CPU: mark `together` what asks for it.
+    """
     with new_home() as made:
         made.environment |= {"TAAS_ENGINE_URL": engine_server.url, "TAAS_ENGINE_KEY": engine_server.key}
-        run = made.run("up")
+        run = made.first_up = made.run("up")
         assert run.returncode == 0, run.stdout + run.stderr
         yield made

@@ -48,35 +48,36 @@ def on_sim(home: Home, engine: SimEngine) -> Home:
     return home
 
 
-def test_up_serves_and_bills_one_request_and_can_be_repeated(on_sim: Home) -> None:
-    first = on_sim.run("up")
-    assert first.returncode == 0, first.stdout + first.stderr
-    check_served(first.stdout)
-    pids, key = on_sim.pids(), read_env(on_sim.folder / "demo.env")["OPENAI_API_KEY"]
+@pytest.mark.together
+def test_up_serves_and_bills_one_request_and_can_be_repeated(running: Home) -> None:
+    assert running.first_up is not None
+    check_served(running.first_up.stdout)
+    pids, key = running.pids(), read_env(running.folder / "demo.env")["OPENAI_API_KEY"]
     assert set(pids) == {"valkey", "billing", "gateway", "batch"}
 
-    again = on_sim.run("up")
+    again = running.run("up")
     assert again.returncode == 0, again.stdout + again.stderr
     check_served(again.stdout)
-    assert on_sim.pids() == pids, "what runs is left alone"
-    assert read_env(on_sim.folder / "demo.env")["OPENAI_API_KEY"] == key
+    assert running.pids() == pids, "what runs is left alone"
+    assert read_env(running.folder / "demo.env")["OPENAI_API_KEY"] == key
 
-    shown = on_sim.run("status", "--json")
+    shown = running.run("status", "--json")
     assert shown.returncode == 0
     assert {part["state"] for part in json.loads(shown.stdout)["parts"]} == {"up"}
 
-    assert on_sim.run("down").returncode == 0
-    assert on_sim.pids() == {}
-    stopped = on_sim.run("status")
+    assert running.run("down").returncode == 0
+    assert running.pids() == {}
+    stopped = running.run("status")
     assert stopped.returncode == 1
     assert "gateway     down" in stopped.stdout
 
-    back = on_sim.run("up")
+    back = running.run("up")
     assert back.returncode == 0, back.stdout + back.stderr
     check_served(back.stdout)
-    assert read_env(on_sim.folder / "demo.env")["OPENAI_API_KEY"] == key, "what was stored is there again"
+    assert read_env(running.folder / "demo.env")["OPENAI_API_KEY"] == key, "what was stored is there again"
 
 
+@pytest.mark.together
 def test_the_env_file_is_private_and_holds_what_sdks_need(running: Home) -> None:
     path = running.folder / "demo.env"
     values = read_env(path)
@@ -95,6 +96,7 @@ def test_the_env_file_is_private_and_holds_what_sdks_need(running: Home) -> None
     assert [model["id"] for model in models.json()["data"]] == [values["TAAS_MODEL"]]
 
 
+@pytest.mark.together
 def test_up_starts_again_what_died(running: Home) -> None:
     before = running.pids()
     os.kill(before["gateway"], 9)
@@ -104,6 +106,7 @@ def test_up_starts_again_what_died(running: Home) -> None:
     assert after["billing"] == before["billing"]
 
 
+@pytest.mark.together
 def test_up_with_another_port_moves_the_process(running: Home) -> None:
     port = free_port()
     moved = running.run("up", TAAS_GATEWAY_PORT=str(port))
