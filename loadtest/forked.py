@@ -29,8 +29,12 @@ _IMPORTED = [
     "serving.worker",
     "loadtest.engine.server",
     "loadtest.provider.provider",
-    # What httpx imports when its first client is made.
+    # What is imported by the first client of httpx, the first loop of a server, and the first connection.
     "httpcore",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
+    "uvloop",
+    "encodings.idna",
     "loadtest.frozen",
 ]
 
