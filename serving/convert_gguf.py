@@ -6,15 +6,20 @@ and `gguf` beside transformers, and no torchvision (its builds for other devices
 nothing of the rest of the product, which is not installed here.
 """
 
+import functools
 import sys
 from pathlib import Path
 
 
 def convert(gguf: Path, folder: Path) -> None:
     """The weights are dequantized to bfloat16. Every trace of quantization must go, or saving refuses."""
+    import gguf as gguf_library
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    # Tokenizer, configuration and weights are read one after the other, each time with the whole vocabulary:
+    # a quarter of all that this takes.
+    gguf_library.GGUFReader = functools.cache(gguf_library.GGUFReader)
     print("reading the GGUF file", flush=True)
     where, name = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
