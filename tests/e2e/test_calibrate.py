@@ -18,11 +18,11 @@ pytestmark = pytest.mark.vllm
 
 @pytest.fixture
 def small_context(stack: Stack) -> Iterator[None]:
-    """Prompts are as long as a quarter of the context: half as long as in the model's own, and so half the
-    work. In neither is there time for the prompts of half the context.
+    """Prompts are as long as a quarter of the context: a quarter as long as in the model's own, and so a
+    quarter of the work. In neither is there time for the prompts of half the context.
     """
     (before,) = [each for each in stack.admin("GET", "models")["data"] if each["name"] == MODEL]
-    stack.taas("model", "set", MODEL, "--context", "1024")
+    stack.taas("model", "set", MODEL, "--context", "512")
     yield
     stack.taas("model", "set", MODEL, "--context", str(before["context_tokens"]))
 
@@ -45,7 +45,7 @@ def test_real_vllm_is_measured_and_its_tokens_are_accounted_for(stack: Stack, sm
         "--ttft-ms",
         "5000",
         "--seconds-per-step",
-        "1",
+        "0.5",
     )
     command = [str(Path(sys.executable).with_name("taas")), *words]
     run = subprocess.run(

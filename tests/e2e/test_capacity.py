@@ -31,7 +31,7 @@ COUNTING = [
 ]
 COLOURS = "red, green, blue, " * 5 + "red,"
 WAVES = "🌊" * 40
-TOKENS = 64
+TOKENS = 48
 ASKED = {"auto": "auto", "priority": "reserved"}
 DONE = b"data: [DONE]"
 

@@ -387,14 +387,13 @@ def _be_refused(client: httpx.Client, core: str) -> None:
 
 def _everything_stored(private: Private) -> Iterator[Blob]:
     stack = private.stack
-    yield from files_in(private.folder, since=private.began)
-    yield from files_in(stack.home)
-    yield from elsewhere(since=private.began)
     with redis.Redis(port=stack.valkey.port) as raw:
         raw.config_set("rdbcompression", "no")
         raw.save()
         yield from keys_of_redis(raw)
-    yield from files_in(stack.valkey.folder)
+    # The home, temporary files and Redis's files are in it, and copies of what was there before.
+    yield from files_in(private.folder, since=private.began)
+    yield from elsewhere(since=private.began)
     yield from rows_of_postgres(stack.database_url.replace("+psycopg", "", 1))
     yield from command_lines([stack.processes["worker"].pid, *stack.worker_family()])
     entry = private.entry()
