@@ -441,7 +441,7 @@ def check_invoices(run: Run, count: int) -> None:
 
 def run_all(events: int, kills: int, *, invoices: bool = True) -> Run:
     """An installation from its start to its end, and what was wrong. Raises DidNotStart."""
-    with tempfile.TemporaryDirectory(prefix="usage_months-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="taas-usage-months-", ignore_cleanup_errors=True) as folder:
         store = Store(Path(folder))
         try:
             store.start()
