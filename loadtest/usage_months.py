@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -187,7 +186,7 @@ class Run:
         self.books = Books()
         self.wrong: list[str] = []
         # When, how much was recorded by then, and the CPU seconds of who records.
-        self.marks: list[tuple[float, int, float]] = []
+        self._marks: list[tuple[float, int, float]] = []
         self._dice = random.Random(7)
 
     def send(self, count: int, seed: int, only: int | None = None) -> None:
@@ -213,21 +212,18 @@ class Run:
             self.mark()
 
     def mark(self) -> None:
-        """Note how far it is."""
+        """Note how far it is, and say what it cost since the last time."""
         recorded = max(0, self.books.requests.total() - self._left())
-        self.marks.append((time.monotonic(), recorded, cpu_s(self.store)))
-
-    def print_rates(self) -> None:
-        """Of each tenth."""
-        parts = [
-            (events / (seconds or 1), cpu / (events or 1) * 1e6)
-            for seconds, events, cpu in (
-                tuple(after - before for before, after in zip(*pair, strict=True))
-                for pair in pairwise(self.marks)
-            )
-        ]
-        print("events a second by tenths: " + " ".join(f"{rate:.0f}" for rate, _ in parts))
-        print("us of a core an event by tenths: " + " ".join(f"{each:.0f}" for _, each in parts))
+        self._marks.append((time.monotonic(), recorded, cpu_s(self.store)))
+        if len(self._marks) > 1:
+            before, after = self._marks[-2:]
+            seconds, events, cpu_used_s = (b - a for a, b in zip(before, after, strict=True))
+            if events > 0:
+                print(
+                    f"{recorded:,} recorded; since then {events / seconds:.0f} a second, "
+                    f"{cpu_used_s / events * 1e6:.0f} us of a core each in billing and PostgreSQL",
+                    flush=True,
+                )
 
     def _write(self, pending: list[dict[str, Any]]) -> None:
         """As gateways do: again until Valkey has them. What was written before it died may come twice."""
@@ -414,7 +410,6 @@ def carry_out(store: Store, count: int, kills: int, *, invoices: bool) -> Run:
     killer.join()
     print(f"{count} events in {seconds:.1f} s: {count / seconds:.0f} a second; kills: {dict(killer.counts)}")
     if not kills:
-        run.print_rates()
         for name, ms in run.time_reads().items():
             print(f"{name}: 95 % within {ms:.0f} ms", flush=True)
     run.check_usage()
