@@ -41,11 +41,12 @@ from billing.leadership import LeadersRounds
 from billing.ledger import retention
 from billing.ledger.chain import chain_waiting
 from billing.ledger.checkpoints import end_days, sign_days
+from billing.ledger.day_sums import round_of_days
 from billing.ledger.event_days import make_ahead
 from billing.loop import Loop, Seldom
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
-from billing.moments import DAY_MS, HOUR_MS
+from billing.moments import DAY_MS, HOUR_MS, MINUTE_MS
 from billing.reclaims.carry_out import Reclaimer
 from billing.reclaims.cuts import rates_in_force
 from billing.redis_watch import REDIS_WATCH_INTERVAL_MS, RedisWatch
@@ -91,6 +92,8 @@ _CHAIN_BATCH: Final = 500
 _CHAIN_BATCHES: Final = 20
 # Partitions are made days ahead; a day that is due is looked through.
 _DAYS_INTERVAL_MS: Final = HOUR_MS
+# A day to which usage is added is added up a minute or two after the last of it.
+_DAY_SUMS_INTERVAL_MS: Final = MINUTE_MS
 # Answers are kept for a day, so one more or less matters little.
 _FORGET_INTERVAL_MS: Final = 600_000
 # Scripts of versions that were replaced take 40 kB each.
@@ -313,6 +316,7 @@ def _loops(
         ),
         Loop("autoscaling", autoscaling.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
         Loop("inventory", inventory.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
+        _day_sums_loop(stores, metrics),
         _budget_loop(settings, stores, metrics),
         _chain_loop(settings, stores, metrics),
         _sink_loop(settings, stores, metrics),
@@ -346,6 +350,14 @@ def _day_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetric
 
     rounds = LeadersRounds(metrics.shared.leads, look, interval_ms=_DAYS_INTERVAL_MS)
     return Loop("days", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
+
+
+def _day_sums_loop(stores: _Stores, metrics: BillingMetrics) -> Loop:
+    def add_up() -> None:
+        round_of_days(stores.loops_engine)
+
+    rounds = LeadersRounds(metrics.shared.leads, add_up, interval_ms=_DAY_SUMS_INTERVAL_MS)
+    return Loop("day_sums", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
 
 
 def _budget_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetrics) -> Loop:

@@ -92,11 +92,11 @@ _DAYS: Final = f"""
 select coalesce(d.tenant, h.tenant) || ' ' || coalesce(d.day, h.day) as id
 from (
   select tenant, day, {", ".join(f"sum({name}) as {name}" for name in _DAY_SUMS)}
-  from usage_day group by tenant, day
+  from usage_day where day in (select day from summed_day where whole) group by tenant, day
 ) d
 full join (
   select tenant, hour / 24 as day, {", ".join(f"sum({name}) as {name}" for name in _DAY_SUMS)}
-  from usage_hour group by 1, 2
+  from usage_hour where hour / 24 in (select day from summed_day where whole) group by 1, 2
 ) h on d.tenant = h.tenant and d.day = h.day
 where ({", ".join(f"d.{name}" for name in _DAY_SUMS)})
   is distinct from ({", ".join(f"h.{name}" for name in _DAY_SUMS)})

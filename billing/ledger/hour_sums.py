@@ -1,5 +1,5 @@
 """Adds recorded requests to the sums by hour, in the SQL transaction that records them. What it does not add,
-triggers of the ledger do; sums by day follow by triggers too.
+triggers of the ledger do.
 """
 
 from collections.abc import Iterable

@@ -4,7 +4,7 @@ ledger amounts.
 A request belongs to the moment it ended, in UTC: to exactly one hour and one day, so that periods add up.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -15,9 +15,11 @@ from sqlalchemy import (
     Connection,
     Select,
     Subquery,
+    Table,
     and_,
     case,
     func,
+    literal,
     literal_column,
     null,
     select,
@@ -37,6 +39,7 @@ from billing.schema.ledger import (
     in_days,
     ledger_posting,
     ledger_transaction,
+    summed_day,
     usage_day,
     usage_event,
     usage_hour,
@@ -65,6 +68,7 @@ _HOUR: Final = _of.ended_ms.op("/")(literal_column(str(HOUR_MS)))
 CLASS: Final = case((_of.line.is_not(None), "batch"), else_=_of["class"])
 # Narrows a query of events to the requests of a report.
 Among = Callable[[Select[Any]], Select[Any]]
+_DAY_HOURS: Final[ColumnElement[int]] = literal_column("24::bigint")
 _LATER_PART: Final = _of.request_id.like(LATER_PART_LIKE)
 
 
@@ -256,18 +260,48 @@ def usage_between(
     tenant: str | None, from_ms: int | None, until_ms: int | None, *, by_hour: bool = False
 ) -> Subquery:
     """Sums of requests that ended in [from, until), by the `hour` in which they or their day began. Whole
-    days are read from `usage_day`, whole hours from `usage_hour`, and only what is left at the ends from the
-    requests themselves. `by_hour`: from hours and requests alone.
+    days are read from `usage_day` where it has them, whole hours from `usage_hour`, and only what is left at
+    the ends from the requests themselves. `by_hour`: from hours and requests alone.
     """
     sources = _SUMS[1:] if by_hour else _SUMS
     return union_all(*_parts(tenant, from_ms, until_ms, sources)).subquery("usage")
 
 
-# Sums by time: their table, the number of their time, how long it is, and its first hour.
-_SUMS: Final = (
-    (usage_day, usage_day.c.day, DAY_MS, usage_day.c.day * literal_column("24::bigint")),
-    (usage_hour, usage_hour.c.hour, HOUR_MS, usage_hour.c.hour),
-)
+def _columns(table: Table, hour: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+    return [hour.label(name) if name == "hour" else table.c[name] for name in (*_NAMES, *_SUMMED)]
+
+
+def _of_hours(first: int | None, last: int | None) -> Iterator[tuple[Table, Select[Any]]]:
+    hour = usage_hour.c.hour
+    query = select(*_columns(usage_hour, hour))
+    if first is not None:
+        query = query.where(hour >= first)
+    if last is not None:
+        query = query.where(hour < last)
+    yield usage_hour, query
+
+
+def _of_days(first: int | None, last: int | None) -> Iterator[tuple[Table, Select[Any]]]:
+    """Those that are added up, and the hours of all others, which lie before, between and after them."""
+    lowest, highest = (-(2**30) if first is None else first), (2**30 if last is None else last)
+    whole = select(summed_day.c.day).where(
+        summed_day.c.whole, summed_day.c.day >= lowest, summed_day.c.day < highest
+    )
+    yield (
+        usage_day,
+        select(*_columns(usage_day, usage_day.c.day * _DAY_HOURS)).where(usage_day.c.day.in_(whole)),
+    )
+    ends = union_all(whole, select(literal(highest).label("day"))).subquery("ends")
+    begins = func.lag(ends.c.day, 1, lowest - 1).over(order_by=ends.c.day) + 1
+    gaps = select(begins.label("first"), ends.c.day.label("last")).subquery("gaps")
+    hour = usage_hour.c.hour
+    within = and_(hour >= gaps.c.first * _DAY_HOURS, hour < gaps.c.last * _DAY_HOURS)
+    query = select(*_columns(usage_hour, hour)).select_from(gaps.join(usage_hour, within))
+    yield usage_hour, query.where(gaps.c.first < gaps.c.last)
+
+
+# Sums by time: how to read them, and how long that time is.
+_SUMS: Final = ((_of_days, DAY_MS), (_of_hours, HOUR_MS))
 
 
 def _parts(
@@ -275,24 +309,18 @@ def _parts(
 ) -> list[Select[Any]]:
     if not sources:
         return [usage_of_requests(tenant, from_ms, until_ms)]
-    (table, number, length_ms, hour), *finer = sources
+    (read, length_ms), *finer = sources
     first = None if from_ms is None else -(-from_ms // length_ms)
     last = None if until_ms is None else until_ms // length_ms
     if first is not None and last is not None and first >= last:
         return _parts(tenant, from_ms, until_ms, finer)
-    names = (hour.label(name) if name == "hour" else table.c[name] for name in (*_NAMES, *_SUMMED))
-    whole = select(*names)
-    if tenant is not None:
-        whole = whole.where(table.c.tenant == tenant)
-    parts = [whole]
-    if first is not None:
-        parts[0] = parts[0].where(number >= first)
-        if from_ms != first * length_ms:
-            parts += _parts(tenant, from_ms, first * length_ms, finer)
-    if last is not None:
-        parts[0] = parts[0].where(number < last)
-        if until_ms != last * length_ms:
-            parts += _parts(tenant, last * length_ms, until_ms, finer)
+    parts: list[Select[Any]] = [
+        part if tenant is None else part.where(table.c.tenant == tenant) for table, part in read(first, last)
+    ]
+    if first is not None and from_ms != first * length_ms:
+        parts += _parts(tenant, from_ms, first * length_ms, finer)
+    if last is not None and until_ms != last * length_ms:
+        parts += _parts(tenant, last * length_ms, until_ms, finer)
     return parts
 
 

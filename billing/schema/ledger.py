@@ -196,7 +196,7 @@ usage_hour = _usage_sums(
     # past all its other months.
     indexes=[Index(None, "hour"), Index(None, "tenant", "hour")],
 )
-# The same by day (days since 1970), kept by triggers of `usage_hour`.
+# The same by day (days since 1970), of days that are whole in `summed_day`.
 usage_day = _usage_sums(
     "usage_day",
     *_named("tenant"),
@@ -204,6 +204,15 @@ usage_day = _usage_sums(
     *_named(*_BY_NAMES),
     Column("price_id", BigInteger, primary_key=True, autoincrement=False),
     indexes=[Index(None, "day")],
+)
+# Days whose hours are added up in `usage_day`, or are to be: a trigger of `usage_hour` deletes what is added
+# to. `after_xid`: SQL transactions before this one may not have seen it.
+summed_day = Table(
+    "summed_day",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("whole", Boolean, nullable=False),
+    Column("after_xid", BigInteger),
 )
 
 

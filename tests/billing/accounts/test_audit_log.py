@@ -31,9 +31,8 @@ HEAVIER = (
 # What no operator changes: what requests and machines leave, what other tables say already, and batches,
 # which are their tenants' own. A new table is either audited (`audit_table`) or here.
 NOT_AUDITED = {
-    "audit_log", "audit_head", "usage_event", "usage_total", "usage_hour", "usage_day", "usage_rejected",
-    "usage_conflict",
-    "usage_chain", "finding", "engine_balance", "provider_count",
+    "audit_log", "audit_head", "usage_event", "usage_total", "usage_hour", "usage_day", "summed_day",
+    "usage_rejected", "usage_conflict", "usage_chain", "finding", "engine_balance", "provider_count",
     "usage_chain_head", "usage_checkpoint", "usage_unchained",
     "ledger_transaction", "ledger_posting", "engine_counter", "request_difference", "reconciled_request",
     "line_bill", "budget_spent", "api_key_use", "projection_outbox", "projection_state",

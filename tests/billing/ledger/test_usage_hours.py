@@ -2,30 +2,34 @@
 a price.
 """
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from alembic import command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Engine, create_engine, select, text
+from sqlalchemy import Connection, Engine, create_engine, insert, select, text
 
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import set_price
 from billing.findings import FindingKind
+from billing.ledger import day_sums
 from billing.ledger.backfill import Scope, backfill
 from billing.ledger.check import check_ledger
 from billing.ledger.entries import OWED_EVENTS, ReceivedEvent, record_events
 from billing.ledger.usage_report import report_usage
 from billing.migrate import alembic_config, upgrade
 from billing.moments import DAY_MS, HOUR_MS
-from billing.schema.ledger import ledger_posting, usage_event
+from billing.schema.ledger import ledger_posting, summed_day, usage_event
 from billing.wire.dimensions import Dimension
 from billing.wire.ending import Ending
 from billing.wire.usage_event import UsageEvent
 from tests.billing.events import event
 from tests.examples import examples
+from tests.fixtures.gateway import wait_until
 
 START_MS = 472_222 * HOUR_MS
 
@@ -92,11 +96,17 @@ BOUND = (
 
 
 @settings(max_examples=examples(90), suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(EVENTS, BOUND, BOUND, st.sampled_from([None, "ten_a"]), st.booleans())
+@given(EVENTS, BOUND, BOUND, st.sampled_from([None, "ten_a"]), st.booleans(), st.integers(0, 12))
 def test_any_time_of_any_tenant_is_what_its_requests_were(
-    database: Engine, rows: list[Any], first: int | None, last: int | None, tenant: str | None, priced: bool
+    database: Engine,
+    rows: list[Any],
+    first: int | None,
+    last: int | None,
+    tenant: str | None,
+    priced: bool,
+    summed: int,
 ) -> None:
-    """`m2` has no price while they are recorded, and gets one later."""
+    """`m2` has no price while they are recorded, and gets one later. After so many, days are added up."""
     from_ms, until_ms = (None if each is None else START_MS + each for each in (first, last))
     with database.connect() as connection:
         set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
@@ -107,7 +117,9 @@ def test_any_time_of_any_tenant_is_what_its_requests_were(
             )
             for number, (who, model, after_ms, tokens, ending, anomaly, later) in enumerate(rows)
         ]  # fmt: skip
-        for each in events:
+        for number, each in enumerate(events):
+            if number == summed:
+                add_up_all(connection)
             record(connection, [each, each])
         if priced:
             set_price(connection, "m2", input="3", cached_input="1", output="5", valid_from_ms=0)
@@ -118,10 +130,67 @@ def test_any_time_of_any_tenant_is_what_its_requests_were(
         assert check_ledger(connection) == []
 
 
+def add_up_all(connection: Connection) -> None:
+    """Every day that may have usage."""
+    days = range(START_MS // DAY_MS - 1, START_MS // DAY_MS + 4)
+    connection.execute(insert(summed_day), [{"day": day, "whole": False} for day in days])
+    assert all(day_sums.add_up(connection, day) for day in days)
+
+
+def whole_days(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        found = select(summed_day.c.day).where(summed_day.c.whole).order_by(summed_day.c.day)
+        return list(connection.execute(found).scalars())
+
+
+def test_days_that_are_over_are_added_up_and_again_after_late_usage(database: Engine) -> None:
+    ended_ms = int(time.time() * 1000) - 3 * DAY_MS
+    day = ended_ms // DAY_MS
+    late = [event(name, started_ms=ended_ms - 1500) for name in "abc"]
+    with database.begin() as connection:
+        set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
+        record(connection, late[:1])
+    # One that has recorded, and not ended, when the days are noted.
+    with database.begin() as recording:
+        record(recording, late[1:2])
+        for _ in range(3):
+            assert day_sums.round_of_days(database) == 0
+    assert day_sums.round_of_days(database) == 3
+    assert whole_days(database) == [day, day + 1, day + 2]
+    with database.begin() as connection:
+        assert reported(connection, None, None, None, Dimension.DAY)[0] == 2
+        record(connection, late[2:])
+        assert reported(connection, None, None, None, Dimension.DAY)[0] == 3
+    assert whole_days(database) == [day + 1, day + 2]
+    assert [day_sums.round_of_days(database) for _ in range(3)] == [0, 1, 0]
+    with database.connect() as connection:
+        assert reported(connection, None, None, None, Dimension.DAY)[0] == 3
+        assert check_ledger(connection) == []
+
+
+def test_a_day_to_which_somebody_adds_is_not_added_up(database: Engine) -> None:
+    first = event("a")
+    day = first.ended_ms // DAY_MS
+    with database.begin() as connection:
+        set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
+        connection.execute(insert(summed_day).values(day=day, whole=False))
+    with database.connect() as recording:
+        record(recording, [first])
+        with ThreadPoolExecutor(1) as other, database.begin() as connection:
+            done = other.submit(day_sums.add_up, connection, day)
+            with database.connect() as looking:
+                waits = text("select count(*) from pg_locks where not granted")
+                wait_until(lambda: looking.execute(waits).scalar() == 1, "add_up to wait")
+            recording.commit()
+            assert done.result(60) is False
+    assert whole_days(database) == []
+
+
 def test_a_changed_day_is_found(database: Engine) -> None:
     with database.begin() as connection:
         set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
         record(connection, [event("a")])
+        add_up_all(connection)
         connection.execute(text("update usage_day set requests = requests + 1"))
         (finding,) = check_ledger(connection)
     assert finding.kind is FindingKind.TOTALS_DIFFER
