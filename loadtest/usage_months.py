@@ -26,8 +26,10 @@ from typing import Any, Final
 
 import httpx
 import psutil
+import psycopg
 import redis
 
+from billing.moments import DAY_MS
 from loadtest import plain_http
 from loadtest.children import DidNotStart, stop_children_on_sigterm
 from loadtest.faults.parts import Installation
@@ -324,6 +326,20 @@ class Run:
             }:
                 self.wrong.append(f"audit: {finding['kind']}: {finding['message'][:300]}")
 
+    def wait_for_days(self) -> None:
+        """Until all days are added up, a minute or two after the last usage of each."""
+        deadline = time.monotonic() + 600
+        with psycopg.connect(self.store.postgres.uri, autocommit=True) as connection:
+            left = (
+                "SELECT count(*) FROM generate_series(%s, %s) day WHERE NOT EXISTS (SELECT FROM summed_day s "
+            )
+            left += "WHERE s.day = day.day AND s.whole)"
+            days = (_EDGES[0] // DAY_MS, _EDGES[-1] // DAY_MS - 1)
+            while connection.execute(left, days).fetchone() != (0,):
+                if time.monotonic() > deadline:
+                    raise DidNotStart("days are not added up")
+                time.sleep(0.5)
+
     def time_reads(self) -> dict[str, float]:
         """95th of 40 reads of a month's usage and costs of a tenant and of all, in ms."""
         month = f"from={_EDGES[1]}&until={_EDGES[2]}"
@@ -410,6 +426,7 @@ def carry_out(store: Store, count: int, kills: int, *, invoices: bool) -> Run:
     killer.join()
     print(f"{count} events in {seconds:.1f} s: {count / seconds:.0f} a second; kills: {dict(killer.counts)}")
     if not kills:
+        run.wait_for_days()
         for name, ms in run.time_reads().items():
             print(f"{name}: 95 % within {ms:.0f} ms", flush=True)
     run.check_usage()
