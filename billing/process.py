@@ -8,6 +8,7 @@ import logging
 import secrets
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -316,11 +317,10 @@ def _loops(
         ),
         Loop("autoscaling", autoscaling.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
         Loop("inventory", inventory.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
-        _day_sums_loop(stores, metrics),
         _budget_loop(settings, stores, metrics),
         _chain_loop(settings, stores, metrics),
         _sink_loop(settings, stores, metrics),
-        _day_loop(settings, stores, metrics),
+        *_day_loops(settings, stores, metrics),
     ]
 
 
@@ -339,7 +339,7 @@ def _chain_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetr
     return Loop("chains", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
 
 
-def _day_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetrics) -> Loop:
+def _day_loops(settings: BillingSettings, stores: _Stores, metrics: BillingMetrics) -> Iterator[Loop]:
     def look() -> None:
         with stores.loops_engine.begin() as connection:
             make_ahead(connection)
@@ -348,16 +348,15 @@ def _day_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetric
         with stores.loops_engine.connect() as connection:
             metrics.oldest_day.set((retention.oldest_ms(connection) or 0) / 1000)
 
-    rounds = LeadersRounds(metrics.shared.leads, look, interval_ms=_DAYS_INTERVAL_MS)
-    return Loop("days", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
-
-
-def _day_sums_loop(stores: _Stores, metrics: BillingMetrics) -> Loop:
     def add_up() -> None:
         round_of_days(stores.loops_engine)
 
-    rounds = LeadersRounds(metrics.shared.leads, add_up, interval_ms=_DAY_SUMS_INTERVAL_MS)
-    return Loop("day_sums", rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
+    for name, work, interval_ms in (
+        ("days", look, _DAYS_INTERVAL_MS),
+        ("day_sums", add_up, _DAY_SUMS_INTERVAL_MS),
+    ):
+        rounds = LeadersRounds(metrics.shared.leads, work, interval_ms=interval_ms)
+        yield Loop(name, rounds.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics)
 
 
 def _budget_loop(settings: BillingSettings, stores: _Stores, metrics: BillingMetrics) -> Loop:
