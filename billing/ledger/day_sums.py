@@ -11,7 +11,7 @@ from billing.schema.ledger import summed_day, usage_day, usage_hour
 # Older days are read from their hours: they have few.
 _DAYS_BACK: Final = 400
 # Days of a round, of which each is a transaction.
-_AT_ONCE: Final = 31
+_AT_ONCE: Final = 100
 _KEY: Final = tuple(column.name for column in usage_day.primary_key.columns)
 _SUMS: Final = tuple(column.name for column in usage_day.columns if column.name not in _KEY)
 
