@@ -4,7 +4,7 @@ the day is read from them until it is added up anew.
 
 from typing import Final
 
-from sqlalchemy import Connection, Engine, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, func, insert, literal, select, text, update
 
 from billing.schema.ledger import summed_day, usage_day, usage_hour
 
@@ -72,8 +72,8 @@ def add_up(connection: Connection, day: int) -> bool:
     connection.execute(usage_day.delete().where(usage_day.c.day == day))
     names = [of[name] for name in _KEY if name != "day"]
     sums = [func.sum(of[name]) for name in _SUMS]
-    hours = select((of.hour / 24).label("day"), *names, *sums)
-    hours = hours.where(of.hour >= day * 24, of.hour < (day + 1) * 24).group_by("day", *names)
+    hours = select(literal(day), *names, *sums)
+    hours = hours.where(of.hour >= day * 24, of.hour < (day + 1) * 24).group_by(*names)
     columns = ["day", *(column.name for column in names), *_SUMS]
     connection.execute(insert(usage_day).from_select(columns, hours))
     return True

@@ -144,9 +144,9 @@ def whole_days(engine: Engine) -> list[int]:
 
 
 def test_days_that_are_over_are_added_up_and_again_after_late_usage(database: Engine) -> None:
-    ended_ms = int(time.time() * 1000) - 3 * DAY_MS
-    day = ended_ms // DAY_MS
-    late = [event(name, started_ms=ended_ms - 1500) for name in "abc"]
+    day = int(time.time() * 1000) // DAY_MS - 3
+    hours = {"a": 13, "b": 20, "c": 1}
+    late = [event(name, started_ms=day * DAY_MS + hour * HOUR_MS) for name, hour in hours.items()]
     with database.begin() as connection:
         set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
         record(connection, late[:1])
