@@ -4,7 +4,7 @@ ledger amounts.
 A request belongs to the moment it ended, in UTC: to exactly one hour and one day, so that periods add up.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnCollection,
     ColumnElement,
+    CompoundSelect,
     Connection,
     Select,
     Subquery,
@@ -271,33 +272,38 @@ def _columns(table: Table, hour: ColumnElement[Any]) -> list[ColumnElement[Any]]
     return [hour.label(name) if name == "hour" else table.c[name] for name in (*_NAMES, *_SUMMED)]
 
 
-def _of_hours(first: int | None, last: int | None) -> Iterator[tuple[Table, Select[Any]]]:
-    hour = usage_hour.c.hour
-    query = select(*_columns(usage_hour, hour))
+def _of_hours(tenant: str | None, first: Any, last: Any) -> Select[Any]:
+    """Of hours in [first, last)."""
+    of = usage_hour.c
+    query = select(*_columns(usage_hour, of.hour))
+    if tenant is not None:
+        query = query.where(of.tenant == tenant)
     if first is not None:
-        query = query.where(hour >= first)
-    if last is not None:
-        query = query.where(hour < last)
-    yield usage_hour, query
+        query = query.where(of.hour >= first)
+    return query if last is None else query.where(of.hour < last)
 
 
-def _of_days(first: int | None, last: int | None) -> Iterator[tuple[Table, Select[Any]]]:
-    """Those that are added up, and the hours of all others, which lie before, between and after them."""
+def _of_days(tenant: str | None, first: int | None, last: int | None) -> CompoundSelect[Any]:
+    """Of days in [first, last): those that are added up, and the hours of all others, which lie before,
+    between and after them.
+    """
     lowest, highest = (-(2**30) if first is None else first), (2**30 if last is None else last)
+    of = usage_day.c
     whole = select(summed_day.c.day).where(
         summed_day.c.whole, summed_day.c.day >= lowest, summed_day.c.day < highest
     )
-    yield (
-        usage_day,
-        select(*_columns(usage_day, usage_day.c.day * _DAY_HOURS)).where(usage_day.c.day.in_(whole)),
-    )
+    added_up = select(*_columns(usage_day, of.day * _DAY_HOURS)).where(of.day.in_(whole))
+    if tenant is not None:
+        added_up = added_up.where(of.tenant == tenant)
     ends = union_all(whole, select(literal(highest).label("day"))).subquery("ends")
     begins = func.lag(ends.c.day, 1, lowest - 1).over(order_by=ends.c.day) + 1
     gaps = select(begins.label("first"), ends.c.day.label("last")).subquery("gaps")
-    hour = usage_hour.c.hour
-    within = and_(hour >= gaps.c.first * _DAY_HOURS, hour < gaps.c.last * _DAY_HOURS)
-    query = select(*_columns(usage_hour, hour)).select_from(gaps.join(usage_hour, within))
-    yield usage_hour, query.where(gaps.c.first < gaps.c.last)
+    # By its offset each gap's hours are read by themselves: PostgreSQL would read all hours of a tenant, and
+    # look for the gap of each.
+    hours = _of_hours(tenant, gaps.c.first * _DAY_HOURS, gaps.c.last * _DAY_HOURS)
+    each = hours.offset(literal_column("0")).lateral("hours")
+    left = select(*each.c).select_from(gaps.join(each, true())).where(gaps.c.first < gaps.c.last)
+    return added_up.union_all(left)
 
 
 # Sums by time: how to read them, and how long that time is.
@@ -306,7 +312,7 @@ _SUMS: Final = ((_of_days, DAY_MS), (_of_hours, HOUR_MS))
 
 def _parts(
     tenant: str | None, from_ms: int | None, until_ms: int | None, sources: Sequence[Any]
-) -> list[Select[Any]]:
+) -> list[Any]:
     if not sources:
         return [usage_of_requests(tenant, from_ms, until_ms)]
     (read, length_ms), *finer = sources
@@ -314,9 +320,7 @@ def _parts(
     last = None if until_ms is None else until_ms // length_ms
     if first is not None and last is not None and first >= last:
         return _parts(tenant, from_ms, until_ms, finer)
-    parts: list[Select[Any]] = [
-        part if tenant is None else part.where(table.c.tenant == tenant) for table, part in read(first, last)
-    ]
+    parts = [read(tenant, first, last)]
     if first is not None and from_ms != first * length_ms:
         parts += _parts(tenant, from_ms, first * length_ms, finer)
     if last is not None and until_ms != last * length_ms:
