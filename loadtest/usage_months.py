@@ -186,8 +186,8 @@ class Run:
         self._killed = killed
         self.books = Books()
         self.wrong: list[str] = []
-        # When, how much was recorded by then, and the CPU seconds of who records.
-        self._marks: list[tuple[float, int, float]] = []
+        # The last time: when, how much was recorded, and the CPU seconds of who records.
+        self._mark: tuple[float, int, float] | None = None
         self._dice = random.Random(7)
 
     def send(self, count: int, seed: int, only: int | None = None) -> None:
@@ -205,26 +205,27 @@ class Run:
                 self._write(pending)
                 sent += 5 * _BATCH
                 pending = []
-                if sent % tenth == 0 and not self._killed:
+                if sent % tenth == 0:
                     self.mark()
         self._write(pending)
         self._wait(0)
-        if not self._killed:
-            self.mark()
+        self.mark()
 
     def mark(self) -> None:
-        """Note how far it is, and say what it cost since the last time."""
+        """Say what it cost since the last time, unless parts of it are killed, whose CPU seconds are lost."""
+        if self._killed:
+            return
         recorded = max(0, self.books.requests.total() - self._left())
-        self._marks.append((time.monotonic(), recorded, cpu_s(self.store)))
-        if len(self._marks) > 1:
-            before, after = self._marks[-2:]
-            seconds, events, cpu_used_s = (b - a for a, b in zip(before, after, strict=True))
-            if events > 0:
-                print(
-                    f"{recorded:,} recorded; since then {events / seconds:.0f} a second, "
-                    f"{cpu_used_s / events * 1e6:.0f} us of a core each in billing and PostgreSQL",
-                    flush=True,
-                )
+        before, self._mark = self._mark, (time.monotonic(), recorded, cpu_s(self.store))
+        if before is None:
+            return
+        seconds, events, used_s = (b - a for a, b in zip(before, self._mark, strict=True))
+        if events > 0:
+            print(
+                f"{recorded:,} recorded; since then {events / seconds:.0f} a second, "
+                f"{used_s / events * 1e6:.0f} us of a core each in billing and PostgreSQL",
+                flush=True,
+            )
 
     def _write(self, pending: list[dict[str, Any]]) -> None:
         """As gateways do: again until Valkey has them. What was written before it died may come twice."""
@@ -412,8 +413,7 @@ def carry_out(store: Store, count: int, kills: int, *, invoices: bool) -> Run:
     killer = Killer(store, kills)
     killer.start()
     begun = time.monotonic()
-    if not kills:
-        run.mark()
+    run.mark()
     run.send(count, 1)
     seconds = time.monotonic() - begun
     seed = 100

@@ -11,6 +11,7 @@ from billing.findings import Finding, FindingKind
 from billing.ledger.backfill import AMOUNT, HELD
 from billing.ledger.chain_check import check_chains
 from billing.moments import HOUR_MS
+from billing.schema.ledger import USAGE_SUMS
 
 _IDS_MAX: Final = 20
 
@@ -84,22 +85,19 @@ where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output, s
   is distinct from (h.billed_prompt, h.billed_output, h.absorbed_prompt, h.absorbed_output, h.units_mu,
     h.amount_picousd)
 """  # noqa: S608 (constants)
-_DAY_SUMS: Final = (
-    "requests", "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
-    "absorbed_output", "units_mu", "amount_picousd",
-)  # fmt: skip
+_SUMS: Final = ", ".join(f"sum({name}) as {name}" for name in USAGE_SUMS)
 _DAYS: Final = f"""
 select coalesce(d.tenant, h.tenant) || ' ' || coalesce(d.day, h.day) as id
 from (
-  select tenant, day, {", ".join(f"sum({name}) as {name}" for name in _DAY_SUMS)}
+  select tenant, day, {_SUMS}
   from usage_day where day in (select day from summed_day where whole) group by tenant, day
 ) d
 full join (
-  select tenant, hour / 24 as day, {", ".join(f"sum({name}) as {name}" for name in _DAY_SUMS)}
+  select tenant, hour / 24 as day, {_SUMS}
   from usage_hour where hour / 24 in (select day from summed_day where whole) group by 1, 2
 ) h on d.tenant = h.tenant and d.day = h.day
-where ({", ".join(f"d.{name}" for name in _DAY_SUMS)})
-  is distinct from ({", ".join(f"h.{name}" for name in _DAY_SUMS)})
+where ({", ".join(f"d.{name}" for name in USAGE_SUMS)})
+  is distinct from ({", ".join(f"h.{name}" for name in USAGE_SUMS)})
 """  # noqa: S608 (constants)
 _CHECKS: Final = (
     (FindingKind.LEDGER_UNBALANCED, "ledger transactions whose postings do not sum to zero", _UNBALANCED),

@@ -6,22 +6,17 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, func, insert, literal, select, text, update
 
-from billing.schema.ledger import summed_day, usage_day, usage_hour
+from billing.schema.ledger import USAGE_SUMS, summed_day, usage_day, usage_hour
 
-# Older days are read from their hours: they have few.
+# As far back as days have a partition of their own. Older ones are read from their hours.
 _DAYS_BACK: Final = 400
 # Days of a round, of which each is a transaction.
 _AT_ONCE: Final = 100
-_KEY: Final = tuple(column.name for column in usage_day.primary_key.columns)
-_SUMS: Final = tuple(column.name for column in usage_day.columns if column.name not in _KEY)
+_NAMES: Final = tuple(str(column.name) for column in usage_day.primary_key.columns if column.name != "day")
 
-# Whoever adds to a day's hours without having seen its note had begun before `after_xid`, and has ended when
-# no such transaction runs.
-_READY: Final = text("""
-    select day from summed_day
-    where not whole and after_xid <= pg_snapshot_xmin(pg_current_snapshot())::text::bigint
-    order by day limit :most
-""")
+# Noted days to which nobody can be adding unseen: whoever did not see the note had begun before `after_xid`,
+# and has ended when no such transaction runs.
+_READY: Final = text("not whole and after_xid <= pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
 _SEEN: Final = text("""
     update summed_day set after_xid = pg_snapshot_xmax(pg_current_snapshot())::text::bigint
     where after_xid is null
@@ -41,7 +36,8 @@ def round_of_days(engine: Engine) -> int:
     over and not added up. Returns how many were added up.
     """
     with engine.connect() as connection:
-        ready = connection.execute(_READY, {"most": _AT_ONCE}).scalars().all()
+        query = select(summed_day.c.day).where(_READY).order_by(summed_day.c.day).limit(_AT_ONCE)
+        ready = connection.execute(query).scalars().all()
     done = 0
     for day in ready:
         with engine.begin() as connection:
@@ -60,20 +56,16 @@ def note(connection: Connection) -> None:
 
 
 def add_up(connection: Connection, day: int) -> bool:
-    """Put the sums of the day in place. False, and nothing is done, if somebody has added to it since it was
-    noted.
+    """Put the sums of the day in place. False, and nothing is done, if it is not ready, as when somebody has
+    added to it since it was noted.
     """
-    still = connection.execute(
-        update(summed_day).where(summed_day.c.day == day, ~summed_day.c.whole).values(whole=True)
-    )
-    if not still.rowcount:
+    noted = update(summed_day).where(summed_day.c.day == day, _READY).values(whole=True)
+    if not connection.execute(noted).rowcount:
         return False
-    of = usage_hour.c
     connection.execute(usage_day.delete().where(usage_day.c.day == day))
-    names = [of[name] for name in _KEY if name != "day"]
-    sums = [func.sum(of[name]) for name in _SUMS]
-    hours = select(literal(day), *names, *sums)
+    of = usage_hour.c
+    names = [of[name] for name in _NAMES]
+    hours = select(literal(day), *names, *(func.sum(of[name]) for name in USAGE_SUMS))
     hours = hours.where(of.hour >= day * 24, of.hour < (day + 1) * 24).group_by(*names)
-    columns = ["day", *(column.name for column in names), *_SUMS]
-    connection.execute(insert(usage_day).from_select(columns, hours))
+    connection.execute(insert(usage_day).from_select(["day", *_NAMES, *USAGE_SUMS], hours))
     return True

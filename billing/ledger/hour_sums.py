@@ -9,19 +9,18 @@ import orjson
 from sqlalchemy import Connection, text
 
 from billing.moments import HOUR_MS
-from billing.schema.ledger import usage_hour
+from billing.schema.ledger import USAGE_SUMS, usage_hour
 from billing.wire.part_ids import is_later_part
 from billing.wire.usage_event import UsageEvent
 
 _NAMES: Final = tuple(str(column.name) for column in usage_hour.columns)
 _KEY: Final = tuple(str(column.name) for column in usage_hour.primary_key.columns)
-_SUMMED: Final = tuple(name for name in _NAMES if name not in _KEY)
 
 
 def _add() -> str:
     columns = ", ".join(f'"{name}"' for name in _NAMES)
     key = ", ".join(f'"{name}"' for name in _KEY)
-    sums = ", ".join(f"{name} = usage_hour.{name} + excluded.{name}" for name in _SUMMED)
+    sums = ", ".join(f"{name} = usage_hour.{name} + excluded.{name}" for name in USAGE_SUMS)
     return (
         f"insert into usage_hour ({columns}) select {columns} "  # noqa: S608 (names of our own table)
         "from jsonb_populate_recordset(null::usage_hour, cast(:rows as jsonb)) "
@@ -58,6 +57,6 @@ def add_to_hours(connection: Connection, priced: Iterable[tuple[UsageEvent, str,
 
 
 def _row(key: tuple[Any, ...], added: list[int]) -> dict[str, Any]:
-    row = dict(zip(_KEY, key, strict=True)) | dict(zip(_SUMMED, added, strict=True))
+    row = dict(zip(_KEY, key, strict=True)) | dict(zip(USAGE_SUMS, added, strict=True))
     row["amount_picousd"] = str(row["amount_picousd"])
     return row

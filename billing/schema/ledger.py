@@ -163,10 +163,12 @@ usage_total = Table(
 
 
 _BY_NAMES: Final = ("project", "key_id", "model", "class", "contract", "instance", "pricing")
-_SUMS: Final = (
+_COUNTS: Final = (
     "requests", "billed_prompt", "billed_cached", "billed_written", "billed_output", "absorbed_prompt",
     "absorbed_output", "units_mu",
 )  # fmt: skip
+# What `usage_hour` and `usage_day` add up.
+USAGE_SUMS: Final = (*_COUNTS, "amount_picousd")
 
 
 def _usage_sums(name: str, *keys: Column[Any], indexes: Sequence[Index]) -> Table:
@@ -174,7 +176,7 @@ def _usage_sums(name: str, *keys: Column[Any], indexes: Sequence[Index]) -> Tabl
         name,
         metadata,
         *keys,
-        *(Column(count, BigInteger, nullable=False) for count in _SUMS),
+        *(Column(count, BigInteger, nullable=False) for count in _COUNTS),
         Column("amount_picousd", Numeric(38, 0), nullable=False),
         *indexes,
     )

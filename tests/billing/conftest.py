@@ -16,7 +16,8 @@ def engines() -> dict[str, Engine]:
 @pytest.fixture
 def database(migrated_database_url: str, engines: dict[str, Engine]) -> Iterator[Engine]:
     """An engine on a fresh database at the newest schema. It has no connection yet."""
-    engine = engines.setdefault(migrated_database_url, create_engine(migrated_database_url))
+    if (engine := engines.get(migrated_database_url)) is None:
+        engine = engines[migrated_database_url] = create_engine(migrated_database_url)
     yield engine
     engine.dispose()
 
