@@ -165,7 +165,7 @@ def test_it_migrates_answers_reaps_polls_and_audits(
         until(lambda: billing.metric('taas_usage_stream_lag_entries{cell="m1"}') == 0, billing)
         audit = plain_http.get(
             f"http://127.0.0.1:{billing.admin_port}/admin/v1/audit",
-            headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=20, trust_env=False,
+            headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=20,
         )  # fmt: skip
         assert audit.status_code == 200
         assert audit.json()["residual_tokens"] == 25
@@ -178,7 +178,7 @@ def test_it_keeps_load_and_life_of_engines_added_by_hand_true(
     def ask(method: str, path: str, body: object = None) -> Any:
         answer = plain_http.request(
             method, f"http://127.0.0.1:{billing.admin_port}/admin/v1/{path}", json=body, timeout=20,
-            trust_env=False, headers={"authorization": f"Bearer {ADMIN_KEY}"},
+            headers={"authorization": f"Bearer {ADMIN_KEY}"},
         )  # fmt: skip
         assert answer.is_success, answer.text
         return answer.json()

@@ -36,7 +36,7 @@ def stack() -> Iterator[ScenarioStack]:
 def ask(stack: ScenarioStack, tenant: str, tokens: int, gateway: int = 0) -> httpx.Response:
     """One streamed chat, read to its end."""
     return plain_http.post(
-        f"http://127.0.0.1:{stack.ports[gateway]}/v1/chat/completions", timeout=60, trust_env=False,
+        f"http://127.0.0.1:{stack.ports[gateway]}/v1/chat/completions", timeout=60,
         headers={"authorization": f"Bearer {stack.keys[tenant]}"},
         json={"model": MODEL, "messages": [{"role": "user", "content": "sea"}], "max_tokens": tokens,
         "stream": True, "ignore_eos": True},

@@ -19,7 +19,6 @@ def page(engine: SimEngine, after: int = 0) -> dict[str, Any]:
     answer = plain_http.get(
         f"{engine.url}{PATH}?after={after}",
         headers={"authorization": f"Bearer {engine.key}"},
-        trust_env=False,
     )
     answer.raise_for_status()
     found: dict[str, Any] = answer.json()
