@@ -54,8 +54,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     that measure speed come last, when little else runs. With `pytest -n` each of these groups is for one
     process, and so are the tests on Ray, whose clusters are heavy, those that parse every source file, and
     those of a module that sets up much.
+    Billing's tests come after the others, which often wait and so fit beside vLLM: billing's keep the
+    cores busy.
     """
-    items.sort(key=lambda item: _ORDER.index(_group(item)))
+    items.sort(key=lambda item: (_ORDER.index(_group(item)), item.path.is_relative_to(_BILLING)))
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             together = item.path.stem if item.get_closest_marker("together") else None
@@ -63,6 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.xdist_group(group))
 
 
+_BILLING = Path(__file__).with_name("billing")
 _ORDER = ("vllm", "ray", "sources", None, "speed")
 
 

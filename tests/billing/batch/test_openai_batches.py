@@ -332,7 +332,11 @@ def test_fault_22_a_file_and_a_batch_are_created_once_under_their_key(
     with pytest.raises(UnprocessableEntityError) as reused:
         upload("file-1", lines + b"\n" + lines)
     assert reused.value.code == "idempotency_key_reused"
-    wait_until(lambda: len(batch_stack.stored_files() - before) == 1, "one object")
+    wait_until(
+        lambda: len(batch_stack.stored_files() - before) == 1,
+        "one object",
+        instead=lambda: batch_stack.stored_files() - before,
+    )
     with batch_stack.openai(batch_stack.tenant()) as stranger:
         assert stranger.files.create(
             file=("input.jsonl", lines), purpose="batch", extra_headers={"Idempotency-Key": "file-1"}
