@@ -64,8 +64,11 @@ def finish_upload(connection: Connection, file_id: str, size_bytes: int, new: Ne
 
 
 def give_up_upload(connection: Connection, file_id: str) -> None:
-    """It will not be completed: what there is of it is deleted soon."""
-    connection.execute(update(batch_file).where(batch_file.c.file_id == file_id).values(state="deleting"))
+    """It will not be completed: what there is of it is deleted soon. One that was completed stays, whatever
+    became of its caller: the answer that names it is kept.
+    """
+    unfinished = (batch_file.c.file_id == file_id) & (batch_file.c.state == "uploading")
+    connection.execute(update(batch_file).where(unfinished).values(state="deleting"))
 
 
 def add_output(

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import uvicorn
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from billing.batch.api.app import build_app
 from billing.batch.metrics import BatchMetrics
@@ -78,7 +77,7 @@ async def _sweep(engine: Engine, objects: Objects, metrics: BatchMetrics) -> Non
     while True:
         try:
             await asyncio.to_thread(sweep, engine, objects)
-        except (SQLAlchemyError, OSError) as exc:
+        except Exception as exc:  # whatever store was away, the next round tries again
             metrics.failures.inc()
             log.warning("the sweep failed: %s", type(exc).__name__)
         await asyncio.sleep(_SWEEP_S)

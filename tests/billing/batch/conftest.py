@@ -17,6 +17,7 @@ from anthropic import Anthropic
 from openai import OpenAI
 from openai.types import Batch
 
+from billing.wire.batch_statuses import OPEN_STATUSES
 from loadtest import plain_http
 from loadtest.faults.parts import MODEL, ROUTES, Installation
 from tests.fixtures.gateway import wait_until
@@ -93,10 +94,17 @@ class BatchStack:
         folder = self.installation.folder / "batch-home" / "batch"
         return {str(path) for path in folder.rglob("*") if path.is_file()}
 
-    def await_deleted(self) -> None:
-        """Wait until what was given up is gone, so that the next test finds what is stored at rest."""
-        query = "select count(*) from batch_file where state = 'deleting'"
-        wait_until(lambda: self.installation.sql(query)[0][0] == 0, "all that was given up deleted")
+    def stored_at_rest(self) -> set[str]:
+        """The same, once no batch of an earlier test runs and all that was given up is deleted."""
+        busy = "select (select count(*) from batch_file where state in ('uploading', 'deleting'))"
+        busy += " + (select count(*) from batch where status = any(%s))"
+        statuses = [str(status) for status in OPEN_STATUSES]
+        wait_until(
+            lambda: self.installation.sql(busy, statuses)[0][0] == 0,
+            "files and batches at rest",
+            instead=lambda: self.installation.sql("select state, count(*) from batch_file group by 1"),
+        )
+        return self.stored_files()
 
     def metrics_pages(self) -> list[str]:
         """Of every process that has one."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -205,6 +206,19 @@ async def test_a_silent_server_is_given_up_after_the_timeout_and_found_again(
         os.kill(process_id, signal.SIGCONT)
     await asyncio.wait_for(pipe.wait_healthy(), 5)
     assert await pipe.execute("PING") == b"PONG"
+    await pipe.close()
+
+
+async def test_a_process_that_did_not_run_does_not_give_up_a_server_that_answers(
+    own_valkey: ValkeyProcess,
+) -> None:
+    pipe = RedisPipe(own_valkey.url, timeout_s=0.2)
+    await pipe.execute("SET", "a", 1)
+    for _ in range(3):
+        answer = pipe.submit("INCR", "a")
+        time.sleep(0.5)  # noqa: ASYNC251 - the loop stands still: neither is the command sent nor a reply read
+        await answer
+    assert await pipe.execute("GET", "a") == b"4"
     await pipe.close()
 
 
