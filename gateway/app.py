@@ -44,7 +44,7 @@ from gateway.final_count import FinalCounts
 from gateway.forward import Forwarder
 from gateway.housekeeping import Housekeeping
 from gateway.idempotency import Idempotency
-from gateway.lifecycle import Lifecycle
+from gateway.lifecycle import Lifecycle, keep_running
 from gateway.listing import listing_router
 from gateway.metrics import Metrics
 from gateway.openapi import SECURITY_SCHEMES, inference_paths
@@ -241,13 +241,13 @@ class Stages:
         await self._journal.open()
         await self.catalogue.start(self._settings.start_wait_s)
         rounds = [
-            asyncio.create_task(self._checkpointer.run(), name="checkpoints"),
-            asyncio.create_task(self._housekeeping.run(), name="housekeeping"),
-            asyncio.create_task(self._wait_queue.run(), name="wait-queue"),
-            asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
-            asyncio.create_task(self.readiness.watch(), name="readiness"),
-            asyncio.create_task(self._unsynced.run(), name="unsynced"),
-            asyncio.create_task(self._shared_news.run(), name="shared-news"),
+            keep_running("checkpoints", self._checkpointer.run),
+            keep_running("housekeeping", self._housekeeping.run),
+            keep_running("wait-queue", self._wait_queue.run),
+            keep_running("heartbeats", self._heartbeats.run),
+            keep_running("readiness", self.readiness.watch),
+            keep_running("unsynced", self._unsynced.run),
+            keep_running("shared-news", self._shared_news.run),
         ]
         # What was made until now lives as long as the process: the collector need not look at it again.
         gc.collect()

@@ -1,7 +1,29 @@
 """The state of this process between start and end. It knows neither who asks nor how streams are ended."""
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+_AGAIN_S: Final = 1.0
+
+
+def keep_running(name: str, run: Callable[[], Awaitable[None]]) -> "asyncio.Task[None]":
+    """A task for what lasts as long as the process. If it fails it is logged and begun again a second later:
+    an error that nobody foresaw must not end it unnoticed.
+    """
+
+    async def again() -> None:
+        while True:
+            try:
+                return await run()
+            except Exception:
+                log.exception("bug in a task that lasts as long as the process", extra={"task": name})
+                await asyncio.sleep(_AGAIN_S)
+
+    return asyncio.create_task(again(), name=name)
 
 
 class Lifecycle:

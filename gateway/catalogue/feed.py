@@ -20,6 +20,7 @@ from billing.wire.lease_watch import LeaseWatch
 from gateway.catalogue.entries import ApiKey, Model, Tenant
 from gateway.catalogue.visible_models import VisibleModels
 from gateway.errors import DependencyUnavailable
+from gateway.lifecycle import keep_running
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,8 @@ class Catalogue:
         it then keeps trying.
         """
         self._tasks = [
-            asyncio.create_task(self._follow_changes(), name="catalogue-changes"),
-            asyncio.create_task(self._poll_instances(), name="catalogue-instances"),
+            keep_running("catalogue-changes", self._follow_changes),
+            keep_running("catalogue-instances", self._poll_instances),
         ]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):

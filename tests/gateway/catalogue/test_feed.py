@@ -155,3 +155,19 @@ async def test_a_redis_that_is_emptied_between_key_and_tenant_does_not_say_that_
     pipe.before("GET", redis_keys.tenant("ten_a"), valkey.flushall)
     with pytest.raises(DependencyUnavailable):
         await catalogue.find_key(key_hash)
+
+
+async def test_what_cannot_be_read_ends_neither_the_changes_nor_the_instances(
+    valkey: redis.Redis, projection: Projection, catalogue: Catalogue, pipe: Pipe
+) -> None:
+    await catalogue.start(30)
+    with valkey.pipeline(transaction=True) as transaction:
+        transaction.set(redis_keys.INSTANCES, "no hash")
+        transaction.xadd(redis_keys.CHANGES, {"kind": "tenant", "id": b"\xff"})
+        transaction.execute()
+    asked = len(pipe.readings(redis_keys.INSTANCES))
+    await until(lambda: len(pipe.readings(redis_keys.INSTANCES)) > asked + 1)  # refused, and asked again
+    valkey.delete(redis_keys.INSTANCES)
+    projection.instance("http://127.0.0.1:1", None, name="late")
+    projection.model("late")
+    await until(lambda: "late" in catalogue.models and "late" in catalogue.instance_ids())
