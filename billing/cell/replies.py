@@ -242,12 +242,12 @@ def _levels(raw: Sequence[Any], start: int) -> tuple[Levels, int]:
 
 
 def parse_grant(raw: Sequence[Any]) -> int:
-    """Read the reply of `grant_call`: ms after which room should be granted again, 0 for no need."""
+    """Its `pace_ms`, from the reply of `grant_call`."""
     return int(raw[4])
 
 
 def parse_preempt_repeats(raw: Sequence[Any]) -> int:
-    """From the same reply: preempted requests that had not stopped in time and were signalled again."""
+    """From the same reply: how many preempted requests had not stopped in time and were signalled again."""
     return int(raw[5])
 
 

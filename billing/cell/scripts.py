@@ -277,11 +277,9 @@ def refuse_call(cell: str, tenant: str) -> Command:
     return call("refuse", (redis_keys.open_requests(cell),), orjson.dumps(ask))
 
 
-def grant_call(cell: str, *, room_only: bool = False) -> Command:
-    """Grant the free slots of the cell. Without `room_only` it first recounts what is in flight, as after a
-    new plan.
-    """
-    ask = GrantAsk(recount=not room_only)
+def grant_call(cell: str, *, recount: bool = True) -> Command:
+    """Grant the free slots of the cell. `recount`: first recount what is in flight, as after a new plan."""
+    ask = GrantAsk(recount=recount)
     return call("grant", (redis_keys.open_requests(cell),), orjson.dumps(ask))
 
 

@@ -146,7 +146,7 @@ def _read_able(client: redis.Redis, places: Collection[tuple[str, str]]) -> froz
     """The flex requests at these (cell, instance) that can be resumed elsewhere."""
     with client.pipeline(transaction=False) as read:
         for cell, instance in places:
-            read.zrangebyscore(redis_keys.borrowed(cell, instance), "-inf", "(0")
+            read.zrangebyscore(redis_keys.preemptible(cell, instance), "-inf", "(0")
         return frozenset(raw.decode() for ids in read.execute() for raw in ids)
 
 

@@ -131,7 +131,7 @@ def flight(cell: str) -> str:
     return f"{_cell(cell)}:flight"
 
 
-def borrowed(cell: str, instance: str) -> str:
+def preemptible(cell: str, instance: str) -> str:
     """Open flex requests of an instance in the order of preemption; those below 0 can be resumed
     elsewhere.
     """

@@ -34,7 +34,7 @@ class Pacer:
 
     def _grant(self, cell: str) -> None:
         del self._timers[cell]
-        self._redis.submit(*grant_call(cell, room_only=True)).add_done_callback(partial(self._granted, cell))
+        self._redis.submit(*grant_call(cell, recount=False)).add_done_callback(partial(self._granted, cell))
 
     def _granted(self, cell: str, outcome: "asyncio.Future[Any]") -> None:
         try:

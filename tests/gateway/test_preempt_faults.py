@@ -212,7 +212,7 @@ def test_one_that_has_ended_when_it_is_asked_is_not_asked_again(
     key = catalogue.key(catalogue.tenant("ten_a"))
     assert ask(gateway, key, "chat", True, max_tokens=5, service_tier="flex").done
     catalogue.await_events(1)
-    assert catalogue.redis.zcard(redis_keys.borrowed(MODEL, "i1")) == 0
+    assert catalogue.redis.zcard(redis_keys.preemptible(MODEL, "i1")) == 0
     plan(catalogue, 4, 1)
     assert ask(gateway, key, "chat", True, max_tokens=5, service_tier="flex").done
     conserved()

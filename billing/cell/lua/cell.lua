@@ -26,8 +26,8 @@ function cell.enter(open)
   local now_us = time[1] * 1000000 + time[2]
   cell.now_us, cell.now_ms = now_us, (now_us - now_us % 1000) / 1000
   minute_us = now_us - now_us % MINUTE_US
-  -- Ms after which slots should be granted again, if only the pace of prefills holds a request up; else 0.
-  cell.held_up_ms = 0
+  -- Ms after which `grant` should be called, if only the pace of prefills holds a waiting request up; else 0.
+  cell.pace_ms = 0
   -- Figures of instances that pace.lua has read.
   cell.reading = {}
   reservation_of, somebody_waits = nil, nil
@@ -47,7 +47,8 @@ function cell.queue(class, tenant) return names.prefix .. 'wl:' .. class .. ':' 
 -- What templates.lua knows of a kind of hash, and the key of its template.
 function cell.known(kind) return names.kinds(kind) end
 function cell.template(kind) return names.prefix .. 'like:' .. redis.sha1hex(kind) end
-function cell.borrowed(instance) return names.prefix .. 'lent:' .. instance end
+-- Open flex requests of an instance, in the order of preemption.
+function cell.preemptible(instance) return names.prefix .. 'lent:' .. instance end
 
 -- 0 for an unknown moment, and for one in the future because Redis's clock went back.
 function cell.seconds_since(at_us) return math.max(0, cell.now_us - (at_us or cell.now_us)) / 1000000 end

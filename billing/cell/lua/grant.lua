@@ -3,8 +3,8 @@
 -- recounts what is in flight, and preempts flex requests that are in the way: their gateway gets `!<request id>`.
 -- KEYS: {c:CELL}:open
 -- ARGV: `GrantAsk` of billing/cell/asks.py (JSON)
--- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open, ms after which slots should be
---   granted again (0 = no need), preempted requests that were signalled again}
+-- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open, `pace_ms`, preempted requests that were
+--   signalled again}
 local cell, fields, reservations, slots, queue, grants = ...
 local LONG_MS = 2000
 -- Rounds, of a second each, within which a preempted request should stop. Then it is signalled again, as the message
@@ -59,11 +59,11 @@ end
 -- Preempts as many as exceed what the plan leaves to flex there. Returns how many were signalled again.
 local function preempt_at(instance)
   local over, repeats = tonumber(redis.call('HGET', cell.room, 'g:' .. instance)), 0
-  for _, id in ipairs(over > 0 and redis.call('ZRANGE', cell.borrowed(instance), 0, -1) or {}) do
+  for _, id in ipairs(over > 0 and redis.call('ZRANGE', cell.preemptible(instance), 0, -1) or {}) do
     local held = read_slot(id)
     if not held.sequences then
       -- Redis has lost its reservation, so there is no gateway to signal.
-      redis.call('ZREM', cell.borrowed(instance), id)
+      redis.call('ZREM', cell.preemptible(instance), id)
     elseif tonumber(held.sequences) > 0 then
       local stops, again = preempt(id, held.gateway)
       if stops then over = over - held.sequences end
@@ -85,5 +85,5 @@ return function(_, args)
   end
   grants.grant_all()
   return {cell.now_ms, redis.call('ZCARD', cell.waiting_tenants('o')), redis.call('ZCARD', cell.waiting_tenants('f')),
-    #open, cell.held_up_ms, repeats}
+    #open, cell.pace_ms, repeats}
 end

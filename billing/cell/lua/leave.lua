@@ -4,8 +4,7 @@
 -- KEYS: {c:CELL}:open
 -- ARGV: `LeaveAsk` of billing/cell/asks.py (JSON). `refused`: its time to wait is over, and its contract counts it;
 --   `withdrawn`: nobody serves it, so its reservation is given back
--- Returns: {dropped | missing | open, now_ms, tenants that wait, us between grants, ms after which slots should be
---   granted again (0 = no need)}
+-- Returns: {dropped | missing | open, now_ms, tenants that wait, us between grants, `pace_ms`}
 local cell, contracts, queue, grants, usage = ...
 local read = usage.reader({})
 
@@ -29,5 +28,5 @@ return function(_, args)
     grants.grant_all()
   end
   local between_us = math.floor(tonumber(redis.call('HGET', cell.flight, 'gi') or 0))
-  return {status, cell.now_ms, waiting, between_us, cell.held_up_ms}
+  return {status, cell.now_ms, waiting, between_us, cell.pace_ms}
 end

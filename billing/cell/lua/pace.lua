@@ -60,7 +60,7 @@ local function may_read(instance)
   local reading = of(instance)
   if reading.unread_mu <= 0 then return true end
   local wait_ms = math.ceil(reading.unread_mu / reading.rate * 1000)
-  cell.held_up_ms = cell.held_up_ms == 0 and wait_ms or math.min(cell.held_up_ms, wait_ms)
+  cell.pace_ms = cell.pace_ms == 0 and wait_ms or math.min(cell.pace_ms, wait_ms)
   return false
 end
 

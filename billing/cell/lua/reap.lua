@@ -3,8 +3,8 @@
 -- KEYS: {c:CELL}:open
 -- ARGV: `ReapAsk` of billing/cell/asks.py (JSON). `watched_lease_ms`: the lease that its reaper has seen unrenewed for
 --   long enough, whatever the clock of Redis says by now; 0 = none: only a lease that has passed
--- Returns: {settled, now_ms, entry id, ms after which slots should be granted again (0 = no need)}, or
---   {leased | dropped | missing | already_settled, now_ms}; dropped: it waited, and there is no event
+-- Returns: {settled, now_ms, entry id, `pace_ms`}, or {leased | dropped | missing | already_settled, now_ms};
+--   dropped: it waited, and there is no event
 local cell, reservations, queue, grants, usage = ...
 local read = usage.reader({'lease'})
 local read_event = reservations.reader({'head', 'crash_event'})

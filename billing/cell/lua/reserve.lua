@@ -10,7 +10,7 @@
 --   reserved | replayed: class, contract ('' = none), instance, epoch, why, contract's level before, after, its rate
 --   refused: scope, kind of the limit, its window in s, retry_after_ms (-1 = never)
 --   later: ms until the contract has capacity for it, how many requests are before it in the contract's queue
---   waiting: ms after which slots should be granted again (0 = no need)
+--   waiting: `pace_ms`: ms after which to call `grant`, as only the pace of prefills holds it up (0 = no need)
 --   already_settled | no_contract | no_right | rebuilding
 local cell, terms, fields, buckets, reservations, contracts, shares, flight, pace, slots, queue, grants, classes,
   places = ...
@@ -51,7 +51,8 @@ local function refusal(both, class, costs)
   return both.key and buckets.refusal(both.key, class, costs, found) or found
 end
 
--- The reply to a request that is refused, or that waits for its contract. Nil if the request may take a slot.
+-- The reply if the request is refused or waits for its contract. Nil if it may be admitted: reserved at once,
+-- on-demand and flex when there is a slot.
 local function not_admitted(ask, choice, held, contract, both, costs)
   local id = ask.request_id
   local limit = not ask.resumed and not ask.restored and refusal(both, choice.class, costs)
@@ -79,8 +80,8 @@ local function not_admitted(ask, choice, held, contract, both, costs)
   end
 end
 
--- No slot is free: the request joins its queue, or is refused if that queue is full. `blocked`: other
--- requests of its class wait already.
+-- Queues a request that gets no slot now. Returns the refusal if its tenant's queue of this class is full, else nil.
+-- `blocked`: requests of this class wait already, of any tenant.
 local function join_queue(ask, choice, contract, both, blocked)
   local class, tenant, spilled = choice.class, both.tenant, choice.why == 'spilled'
   if redis.call('ZCARD', cell.queue(class, ask.tenant)) >= ask.wait_max then
@@ -111,8 +112,8 @@ local function wait(ask, class, tenant, is_in)
   return read_held(ask.request_id)
 end
 
--- The grant has charged the cost that the request had in the queue, so only the difference is charged now. It
--- is charged with the contract and weight of the queued request, because the contract may have ended since.
+-- The grant charged the cost with which the request was queued. This charges the difference, to the contract and with
+-- the weight of that time: the contract may have ended, or the weight changed, since.
 local function charge_granted(ask, choice, held, both)
   local granted = {
     class = choice.class, contract_key = held.contract_key, spilled = choice.why == 'spilled' and '1' or nil,
@@ -128,7 +129,8 @@ local function charge_new(ask, choice, contract, both, instance, before)
   local is_spilled = choice.why == 'spilled'
   local of_contract = (contract or ask.restored) and (class == 'r' or is_spilled)
   local contract_key = of_contract and cell.contract(ask.tenant) or nil
-  -- A restored request already runs. Its use so far is not charged: most of it would have drained by now.
+  -- A restored request already runs. `buckets.admit` charges its use so far to limits over more than a minute, and
+  -- nothing else does: most of it would have drained by now.
   local change_mu = ask.restored and 0 or ask.cost_mu
   local virtual, unread_mu
   if of_contract and change_mu ~= 0 then contracts.charge(contract_key, class, is_spilled, change_mu, contract) end
@@ -164,9 +166,9 @@ local function open(ask, choice, place, charged, both, head, crash_event, contra
   if choice.class == 'f' then slots.may_be_preempted(id, place[1], ask.can_resume) end
 end
 
--- Looks for a free slot if a new on-demand or flex request has no place yet. Returns the place (nil: none),
--- what `flight.read` returned, and whether other requests of the class wait. Sets `tenant.virtual`, the
--- counter of the tenant's fair share. Reserved and held requests keep the given place, and nothing is read.
+-- Finds the place of a new on-demand or flex request that has none yet: a candidate with a free slot, nil if there is
+-- none or others wait. Returns the place, what `flight.read` returned, and whether requests of the class wait. Sets
+-- `tenant.virtual`, the tenant's virtual counter. Any other request keeps the given place, and nothing is read.
 local function find_slot(ask, class, held, tenant, place)
   if class == 'r' or held.state then return place, nil, false end
   local blocked = cell.anybody_waits() and redis.call('ZCARD', cell.waiting_tenants(class)) > 0
@@ -233,7 +235,7 @@ return function(keys, args)
     reply = not held.state and join_queue(ask, choice, contract, both, blocked)
     if reply then return reply end
     held = wait(ask, class, both.tenant, held.state)
-    if held.state ~= 'granted' then return answer(both, 'waiting', cell.held_up_ms) end
+    if held.state ~= 'granted' then return answer(both, 'waiting', cell.pace_ms) end
     place = places.named(ask, held.instance)
   end
 

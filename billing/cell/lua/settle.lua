@@ -2,8 +2,8 @@
 -- Ends a request with its whole event, and corrects its charge. Idempotent by request id.
 -- KEYS: {c:CELL}:open, {c:CELL}:b:<tenant>:<model>, {c:CELL}:k:<key id>:<model>
 -- ARGV: `SettleAsk` of billing/cell/asks.py (JSON), the event (JSON)
--- Returns: {settled | orphan, now_ms, entry id, ms after which slots should be granted again (0 = no need)}, or
---   {already_settled, now_ms}; orphan: its reservation was lost
+-- Returns: {settled | orphan, now_ms, entry id, `pace_ms`}, or {already_settled, now_ms}; orphan: its reservation
+--   was lost
 local cell, queue, grants, usage = ...
 local read = usage.reader({})
 

@@ -13,29 +13,29 @@ end
 
 -- Flex requests are kept in the order of preemption: first those that can be resumed elsewhere, of these the youngest.
 local function may_be_preempted(request_id, instance, can_resume)
-  local key = cell.borrowed(instance)
+  local key = cell.preemptible(instance)
   redis.call('ZADD', key, (can_resume and 0 or 1e15) - cell.now_ms, request_id)
   cell.keep(key)
 end
 
 local function give_back(request_id, class, instance, sequences)
   take(class, instance, -sequences)
-  if class == 'f' then redis.call('ZREM', cell.borrowed(instance), request_id) end
+  if class == 'f' then redis.call('ZREM', cell.preemptible(instance), request_id) end
 end
 
 local function move(request_id, class, from, to, sequences)
-  local turn = redis.call('ZSCORE', cell.borrowed(from), request_id)
+  local turn = redis.call('ZSCORE', cell.preemptible(from), request_id)
   give_back(request_id, class, from, sequences)
   take(class, to, sequences)
   if turn then
-    redis.call('ZADD', cell.borrowed(to), turn, request_id)
-    cell.keep(cell.borrowed(to))
+    redis.call('ZADD', cell.preemptible(to), turn, request_id)
+    cell.keep(cell.preemptible(to))
   end
 end
 
 -- How many sequences may still start there, nil if nothing bounds them; and whether the instance is idle: then one
--- request of any size may start. On-demand comes before flex wherever it may have the slot; only flex may borrow what
--- is kept for contract holders.
+-- request of any size may start. On-demand comes before flex wherever it may have the slot. Only flex may use the slots
+-- that are kept for contract holders.
 local function room_at(instance, class)
   local most = redis.call('HMGET', cell.room, unpack(fields_of(instance)))
   if not most[4] then pace.note(instance) end

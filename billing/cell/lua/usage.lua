@@ -36,8 +36,7 @@ local function charge(held, final_mu, final_tokens, closed, requests, cancels)
   if held.state then shares.charge_contract(held, change_mu) end
 end
 
--- Adds its event to the usage stream and grants its slot to a waiting request. Returns the entry's id and the ms after
--- which slots should be granted again.
+-- Adds its event to the usage stream and grants its slot to a waiting request. Returns the entry's id and `pace_ms`.
 local function record(request_id, held, event, by)
   redis.call('ZREM', cell.open, request_id)
   local entry_id = redis.call('XADD', cell.usage(), '*', 'e', event)
@@ -46,7 +45,7 @@ local function record(request_id, held, event, by)
     slots.give_back(request_id, held.class, held.instance, held.sequences)
     grants.grant_all()
   end
-  return entry_id, cell.held_up_ms
+  return entry_id, cell.pace_ms
 end
 
 -- Forgets an open request that nobody serves: it gives back all that it was charged, and its slot. There is no event.

@@ -116,7 +116,7 @@ class CapacityMachine(RuleBasedStateMachine):
             self.client.hset(bucket, "t", (now_s - seconds) * 1_000_000 + now_us)
 
     def paces(self, told_ms: int) -> None:
-        """When room should be granted again."""
+        """When slots should be granted again."""
         expected_ms = math.ceil(self.model.pace_s * 1_000)
         assert max(-1, expected_ms - EXAMPLE_S * 1_000) < told_ms <= expected_ms
 
@@ -357,7 +357,7 @@ class CapacityMachine(RuleBasedStateMachine):
                 redis_keys.flight(CELL), f"pt:{instance}", int(float(at_us)) - times * READ_S * 1_000_000
             )
         self.model.read_on(instance, times * READ_S)
-        *_, pace_ms, _ = execute(self.client, grant_call(CELL, room_only=True))
+        *_, pace_ms, _ = execute(self.client, grant_call(CELL, recount=False))
         self.model.grant_all()
         self.paces(pace_ms)
         self.hears()

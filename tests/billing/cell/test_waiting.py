@@ -228,7 +228,7 @@ def test_fault_40_prompts_are_read_on_after_redis_clock_went_back(
     read_since = flight_field(valkey, "pt:i-1")
     assert read_since < hour_ahead
     valkey.hset("{c:pool-1}:flight", "pt:i-1", int(read_since - 1_001e6))
-    execute(valkey, grant_call(CELL, room_only=True))
+    execute(valkey, grant_call(CELL, recount=False))
     assert gateway.woken() == ["r"]
 
 
