@@ -43,6 +43,10 @@ _CONTENT: Final = {Form.CLOUDEVENTS: _BATCH, Form.OPENMETER: _BATCH}
 _STRIPE_VERSION: Final = "2024-09-30.acacia"
 _STRIPE_STREAM: Final = "meter-events.stripe.com"
 _STRIPE_API: Final = "api.stripe.com"
+# What Lago says of an event that it has; it then takes none of the call.
+_LAGO_HAS_IT: Final = {"transaction_id": ["value_already_exist"]}
+# Longer than a refusal of each event of a call.
+_REFUSAL_BYTES: Final = 65_536
 # Of these, other tenants' requests may still be taken.
 _OF_THE_BATCH: Final = frozenset({"status 400", "status 409", "status 413", "status 422"})
 
@@ -132,6 +136,9 @@ class Deliverer:
         failure = None
         for body in bodies(rest, sink.form, sink.customer, sink.meter):
             failure = self._post(sink, body, now_ms)
+            if failure is not None and failure.taken_before:
+                news = [each for at, each in enumerate(body["events"]) if at not in failure.taken_before]
+                failure = self._post(sink, {"events": news}, now_ms) if news else None
             if failure is not None:
                 break
         with self._engine.begin() as connection:
@@ -150,6 +157,8 @@ class Deliverer:
         message_id = f"{sink.sink_id}-{hashlib.sha256(content).hexdigest()[:32]}"
         headers = {
             "content-type": _CONTENT.get(sink.form, "application/json"),
+            # What is read of an answer is bounded as it comes.
+            "accept-encoding": "identity",
             **signed_headers(sink.secret, message_id, now_ms // 1000, content),
         }
         try:
@@ -162,13 +171,14 @@ class Deliverer:
         try:
             with self._http.stream("POST", sink.url, content=content, headers=headers) as answer:
                 status = answer.status_code
+                has = _has(answer) if sink.form is Form.LAGO and status == 422 else frozenset()
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             return _Failure(type(exc).__name__, unsure=not isinstance(exc, _NOT_SENT))
         if 200 <= status < 300:
             return None
         # Stripe's session may have ended: the next attempt begins one.
         self._tokens.pop(sink.sink_id, None)
-        return _Failure(f"status {status}", unsure=status >= 500)
+        return _Failure(f"status {status}", unsure=status >= 500, taken_before=has)
 
     def _token(self, sink: Sink) -> str:
         """Of a session of Stripe's stream of meter events. Raises _Refused, httpx.HTTPError."""
@@ -195,14 +205,31 @@ class _Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why something was not taken; `unsure`: or it was, and that was not said."""
+    """Why something was not taken; `unsure`: or it was, and that was not said. `taken_before`: which events
+    of the call the receiver has from another, where that is all that it has against it.
+    """
 
     why: str
     unsure: bool
+    taken_before: frozenset[int] = frozenset()
 
 
 _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL,
                     httpx.UnsupportedProtocol)  # fmt: skip
+
+
+def _has(answer: httpx.Response) -> frozenset[int]:
+    """By a refusal of Lago, which events of the call it has; none if it refuses any for another reason."""
+    body = bytearray()
+    for piece in answer.iter_raw(_REFUSAL_BYTES):
+        body += piece
+        if len(body) > _REFUSAL_BYTES:
+            return frozenset()
+    try:
+        errors = {int(at): wrong for at, wrong in json.loads(body)["error_details"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return frozenset()
+    return frozenset(errors) if all(wrong == _LAGO_HAS_IT for wrong in errors.values()) else frozenset()
 
 
 def _skips(too_old: Sequence[RecordedRequest], place: Place) -> list[tuple[RecordedRequest, Why]]:

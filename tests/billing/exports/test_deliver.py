@@ -206,6 +206,68 @@ def test_fault_45_stripe_is_sent_all_again_that_it_has_not_taken_for_certain(pos
     assert post.lag(sink) == Lag()
 
 
+class LagoServer:
+    """Answers as Lago's `events/batch`: it takes all events of a call or none, and refuses a call with one
+    that it has.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.wrong: set[str] = set()
+        self.loses_answer = False
+
+    def __call__(self, body: bytes) -> tuple[int, bytes]:
+        asked = [each["transaction_id"] for each in json.loads(body)["events"]]
+        errors = {}
+        for index, name in enumerate(asked):
+            if name in self.events:
+                errors[str(index)] = {"transaction_id": ["value_already_exist"]}
+            if name in self.wrong:
+                errors.setdefault(str(index), {})["code"] = ["value_is_mandatory"]
+        if errors:
+            refusal = {"status": 422, "code": "validation_errors", "error_details": errors}
+            return 422, json.dumps(refusal).encode()
+        self.events += asked
+        return (504, b"") if self.loses_answer else (200, b"{}")
+
+
+def test_fault_45_what_lago_has_taken_and_not_answered_holds_nothing_up(post: Post) -> None:
+    sink = post.sink(Form.LAGO, tenant_id=post.tenant, customer="sub_1")
+    post.webhook.answer = lago = LagoServer()
+    lago.loses_answer = True
+    post.use("r1", "r2")
+    post.later(0)
+    assert (len(lago.events), post.lag(sink).failure) == (4, "status 504")
+    lago.loses_answer = False
+    post.later(DAY_MS)  # it has all of them
+    assert post.lag(sink) == Lag()
+    lago.loses_answer = True
+    post.use("r3")
+    post.later(0)
+    lago.loses_answer = False
+    post.use("r4")
+    post.later(DAY_MS)  # it has some of them
+    assert post.lag(sink) == Lag()
+    of = ("uncached_input", "output")
+    assert lago.events == [f"r{number}:{kind}" for number in range(1, 5) for kind in of]
+
+
+def test_what_lago_refuses_for_another_reason_too_is_not_taken(post: Post) -> None:
+    sink = post.sink(Form.LAGO, tenant_id=post.tenant, customer="sub_1")
+    post.webhook.answer = lago = LagoServer()
+    post.use("r1")
+    post.later(0)
+    lago.loses_answer = True
+    post.use("r2")
+    post.later(0)
+    lago.wrong = {"r2:output"}
+    post.later(DAY_MS)
+    assert (post.lag(sink).undelivered, post.lag(sink).failure) == (1, "status 422")
+    lago.wrong = set()
+    post.later(DAY_MS)
+    assert post.lag(sink) == Lag()
+
+
 def test_a_slow_receiver_and_a_dead_one_stop_no_other(post: Post) -> None:
     slow, answered = Webhook(), threading.Event()
     slow.before_answer = lambda: answered.wait(10)
