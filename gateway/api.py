@@ -1,5 +1,5 @@
-"""The stages of an inference request, in the order in which it passes them. This is plain ASGI: it makes no
-request object, and no object for each chunk of an answer.
+"""Takes an inference request through its stages, in order. It reads the ASGI scope and body and writes to the
+connection in the scope's extensions: there is no Starlette request, and no object for each chunk.
 """
 
 import logging
@@ -64,7 +64,8 @@ _CLASS_HEADERS: Final = {each: (b"x-taas-class", each.value.encode()) for each i
 @dataclass(slots=True, kw_only=True)
 class InferenceApi:
     """Serves the inference requests of one process. `open_exchanges`: admitted and not yet settled, by
-    request id. `new_request_id` and `authenticate`: what a request is called and whose it is, by its headers.
+    request id. `new_request_id` makes the id of a request and `authenticate` finds its caller; both read its
+    headers.
     """
 
     gateway_id: str
@@ -187,7 +188,9 @@ class InferenceApi:
             await self._forward(exchange, client)
 
     def settle_failed(self, exchange: Exchange, error: BaseException, client: Client) -> None:
-        """Settle an exchange that failed. Do nothing if it was never admitted, or is settled already."""
+        """Settle an admitted exchange that failed. One that was not admitted only releases what it holds of
+        budgets. Nothing happens if it is settled, or only waits for its final count.
+        """
         if exchange.is_over:
             return
         if exchange.request_id not in self.open_exchanges:
@@ -210,8 +213,8 @@ class InferenceApi:
                 part = await self.resumer.resume(part, interrupted, client, candidates)
 
     async def _wake(self, model: Model, parsed: ParsedRequest, tenant: Tenant, client: Client) -> int:
-        """Wait while the model has no instance at all; one will be started. Returns how many ms that took.
-        Raises NoInstance, ClientDisconnected.
+        """Wait for a ready instance that serves this route; billing is told to start one. Returns the wait in
+        ms. Raises NoInstance, ClientDisconnected.
         """
 
         def is_there() -> bool:
@@ -229,8 +232,8 @@ class InferenceApi:
         return int((time.monotonic() - began_at) * 1000)
 
     def _report_ignored(self, parsed: ParsedRequest, scope: Scope, client: Client) -> None:
-        """Name the ignored fields in a header of the answer. If the request says `x-taas-strict: 1`, refuse
-        it instead.
+        """Name the ignored fields in a header of the answer. Refuse the request instead if it has
+        `x-taas-strict: 1`.
         """
         if any(name == STRICT_HEADER and value.strip() == b"1" for name, value in scope["headers"]):
             raise UnsupportedParameter(parsed.ignored[0], "It would be ignored, and x-taas-strict is 1.")
@@ -296,9 +299,9 @@ class InferenceApi:
 
 
 class _Settling:
-    """Settles the exchange if the `with` block fails after the request was admitted and before it was
-    settled. An exchange that nobody settles would stay open until the process ends. During the block, a
-    stream gets heartbeats, and the exchange is told if the client disconnects.
+    """Calls `settle_failed` if the `with` block fails: an admitted exchange that nobody settles would stay
+    open until the process ends. During the block, a stream gets heartbeats, and the exchange is told if the
+    client disconnects.
     """
 
     __slots__ = ("_api", "_client", "_exchange")

@@ -2,7 +2,8 @@
 
 The most that it may cost is held: its prompt by estimate, and all output that it may produce. So what its
 tenant spends exceeds a budget by no more than prompts were estimated too short. When the request has ended,
-what it did cost is held, until billing has it in the ledger. Only requests of tenants with budgets come here.
+what it did cost is held, until billing has it in the ledger. While Redis is away nothing is held, and only a
+local lease admits. Only requests of tenants with budgets come here.
 """
 
 from collections.abc import Iterable

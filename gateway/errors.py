@@ -330,7 +330,9 @@ class QuotaExceeded(GatewayError):
 
     def __init__(self, limit: str, message: str, retry_after_ms: int | None) -> None:
         if retry_after_ms is None:
-            advice = "Waiting does not help: this request alone is larger than the limit."
+            advice = "Waiting does not help."
+            if limit != "contract":
+                advice = "Waiting does not help: the limit must be raised, or the request made smaller."
         else:
             advice = f"Try again in {max(retry_after_ms, 0) / 1000:.3f} s."
         super().__init__(f"{message} {advice}")

@@ -3,9 +3,10 @@ gets what became of it.
 
 The key is bound to its request in Redis by one script, before the request is reserved. Whoever comes while
 it runs gets 409. Afterwards the answer comes again: an error always, anything else if its tenant has answers
-stored (`retain_answers_s`), else 409 with the receipt. A request that was not admitted, or was told before
-its first byte to try again, frees its key. A key stays bound if its gateway dies; the books then say how the
-request ended. Stored answers are encrypted with the Idempotency-Key, which Redis does not have.
+stored (`retain_answers_s`), else 409 with the receipt. A request frees its key if it was not admitted, or if
+before its first byte it was refused (4xx) or told to try again (503). A key stays bound if its gateway dies;
+the books then say how the request ended. Stored answers are encrypted with the Idempotency-Key, which Redis
+does not have.
 """
 
 import asyncio

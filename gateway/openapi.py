@@ -10,12 +10,12 @@ _ERRORS = {
     "400": "Not accepted; `error.param` names the parameter",
     "401": "No valid key",
     "404": "No such model for this key",
-    "409": "A request with this Idempotency-Key runs, or has been carried out; see error.receipt",
+    "409": "A request with this Idempotency-Key runs, was carried out (see error.receipt), or got lost",
     "413": "Body too large",
     "422": "Another request came with this Idempotency-Key",
     "429": "A limit is reached; see retry-after-ms and x-should-retry",
-    "502": "The engine broke its protocol",
-    "503": "No instance, or quota state out of reach",
+    "502": "The engine failed, or its answer cannot be understood",
+    "503": "No instance or no capacity now, or limits that cannot be checked",
 }
 
 

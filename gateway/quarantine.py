@@ -1,5 +1,4 @@
-"""Requests with which two engines died, one after the other, are not tried again for a while: one of them may
-be what kills engines.
+"""A request with which two engines died is not tried again for a while, as it may be what kills them.
 
 A request is known by a keyed hash of its tenant, route and body, so that neither Redis nor a log has its
 content. Gateways share through Redis which engines died with it; each reads that once a second. A request

@@ -402,7 +402,7 @@ class Reserver:
                 "contract", "The contract's capacity is in use.", with_jitter(found.after_ms)
             )
         retry_ms = max(RETRY_MS_MIN, math.ceil(left.tenants_waiting * left.between_grants_ms))
-        return QuotaExceeded("room", f"There was no room within {wait_s:g} s.", with_jitter(retry_ms))
+        return QuotaExceeded("room", f"No slot became free within {wait_s:g} s.", with_jitter(retry_ms))
 
     async def _stop_waiting(self, exchange: Exchange, found: ReserveReply) -> None:
         assert exchange.stop_ending is not None

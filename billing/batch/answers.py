@@ -53,7 +53,7 @@ def retry_in_s(answered: Answered, attempt: int, failures: int) -> float | None:
             return None
     elif answered.status in _WAITED_FOR:
         if answered.headers.get("x-should-retry") == "false" and "retry-after-ms" not in answered.headers:
-            return None  # larger than a limit: no waiting helps
+            return None  # no waiting helps
     else:
         return None
     backoff_s: float = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 10) / 2)

@@ -78,7 +78,7 @@ class NoContract(Value, frozen=True):
 
 
 class NoRight(Value, frozen=True):
-    """Its tenant has no on-demand right, and no contract here."""
+    """Its tenant may not use on-demand or flex capacity, and no contract covers it."""
 
     now_ms: int
 
@@ -119,8 +119,8 @@ class Replayed(Value, frozen=True):
 
 
 class LimitReached(Value, frozen=True, kw_only=True):
-    """A limit refused the request; nothing was consumed. `retry_after_ms` is None if waiting does not help,
-    because its cost alone exceeds the limit.
+    """A limit, a contract or a full queue refused the request; nothing was charged. `retry_after_ms` is None
+    if waiting does not help: its cost alone exceeds the limit, or the contract has no rate now.
     """
 
     now_ms: int

@@ -12,9 +12,9 @@ from gateway.waiting.limit_headers import limit_headers
 # Retry-After gets jitter, so that rejected clients do not retry in lockstep.
 JITTER_MS_MIN: Final = 250
 _MESSAGES: Final = {
-    LimitKind.CANCELS: "Too many requests were left before their first token.",
+    LimitKind.CANCELS: "Too many requests were cancelled before their first token.",
     LimitKind.CONTRACT: "The contract's capacity is in use.",
-    LimitKind.ROOM: "There is no room now, and too many requests wait already.",
+    LimitKind.ROOM: "No slot is free, and too many requests of this account wait already.",
 }
 _CROWDS: Final = (LimitKind.CONTRACT, LimitKind.ROOM)
 
@@ -33,7 +33,9 @@ def refusal(
         case NoContract():
             return NoContractHere()
         case NoRight():
-            return PermissionDenied("This account has no on-demand right, and no contract for this model.")
+            return PermissionDenied(
+                "This account may not use on-demand or flex capacity, and no contract covers this request."
+            )
     raise AssertionError("request ids are ours and new")
 
 

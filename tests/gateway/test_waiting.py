@@ -335,7 +335,7 @@ def test_fault_43_a_caller_that_keeps_leaving_before_its_first_token_is_refused(
     catalogue.await_events(3)
     refused = ask(gateway, key, "chat")
     assert (refused.status, refused.error_code()) == (429, "rate_limit_exceeded")
-    assert "left before their first token" in refused.text
+    assert "cancelled before their first token" in refused.text
     assert 0 < int(refused.headers["retry-after-ms"]) <= 20_000
     assert ask(gateway, catalogue.key(catalogue.tenant("ten_b")), "chat").status == 200
     assert {
