@@ -4,19 +4,15 @@ from typing import Any
 
 import httpx
 
+from billing.wire.usage_event import COLUMNS, INSIDE
 from gateway.billing_client import BillingClient
 from gateway.edge.client import opaque_instance
 from gateway.errors import UsageUnavailable
 
 # What a tenant may see of a receipt; its instance is shown as in `x-taas-instance`.
-RECEIPT_FIELDS = frozenset(
-    {
-        "request_id", "state", "kind", "tenant", "project", "key_id", "model", "route", "stream", "class",
-        "contract", "weights", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending",
-        "usage_source", "anomaly", "produced", "delivered", "billed", "absorbed", "units_mu", "decision",
-        "http_status", "ignored", "line", "parts", "pricing", "price", "amount", "currency",
-    }
-)  # fmt: skip
+RECEIPT_FIELDS = {
+    "state", "kind", "parts", "pricing", "price", "amount", "currency", *(COLUMNS.keys() - set(INSIDE)),
+}  # fmt: skip
 
 
 async def find_receipt(billing: BillingClient, request_id: str, tenant: str) -> dict[str, Any] | None:

@@ -12,20 +12,12 @@ from typing import Any, Final
 import orjson
 
 from billing.catalogue.price_book import Price
+from billing.wire.usage_event import COLUMNS, INSIDE
 from billing.wire.value import Value
 
-# What a tenant sees of its events, and what is ours.
-PUBLIC: Final = (
-    "request_id", "kind", "tenant", "project", "key_id", "model", "route", "stream", "class", "contract",
-    "weights", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending", "usage_source",
-    "anomaly", "produced_prompt", "produced_cached", "produced_written", "produced_output",
-    "delivered_output", "billed_prompt", "billed_cached", "billed_written", "billed_output",
-    "absorbed_prompt", "absorbed_output", "absorbed_reasons", "decision", "ignored", "line", "units_mu",
-    "http_status",
-)  # fmt: skip
-INTERNAL: Final = (
-    "version", "pool", "cell", "instance", "epoch", "gateway", "orphan", "provider", "digest", "evidence",
-)  # fmt: skip
+# Columns that a tenant sees of its events, and ours.
+PUBLIC: Final = ("kind", *(each for name in COLUMNS if name not in INSIDE for each in COLUMNS[name]))
+INTERNAL: Final = ("version", *INSIDE, "digest", "evidence")
 
 NO_HASH: Final = "0" * 64
 # Enough of a digest to tell which part differs; the hash is what proves it.

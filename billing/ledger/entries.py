@@ -36,7 +36,7 @@ from billing.schema.ledger import (
     usage_rejected,
 )
 from billing.wire.tokens import Tokens, UsageEventError
-from billing.wire.usage_event import EVENT_VERSION, UsageEvent
+from billing.wire.usage_event import COLUMNS, EVENT_VERSION, UsageEvent
 
 # A rejected or conflicting text is kept as evidence; an event is about 1 kB.
 RAW_BYTES_MAX: Final = 65_536
@@ -363,11 +363,9 @@ def record_rejected(connection: Connection, rejected: Sequence[RejectedEntry]) -
 
 
 # Fields that are columns as they are.
-_PLAIN: Final = (
-    "request_id", "tenant", "project", "key_id", "model", "pool", "cell", "instance", "epoch", "route",
-    "stream", "contract", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending",
-    "usage_source", "anomaly", "decision", "provider", "line", "units_mu", "http_status", "gateway", "orphan",
-)  # fmt: skip
+_PLAIN: Final = [
+    name for name in COLUMNS if COLUMNS[name] == (name,) and name not in {"class", "weights", "ignored"}
+]
 
 
 def event_row(event: UsageEvent, digest: str, day: int) -> dict[str, Any]:

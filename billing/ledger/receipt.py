@@ -3,8 +3,9 @@ module finds it in SQL, in a usage stream on its way there, or still open in its
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 import orjson
 import redis
 from sqlalchemy import Connection, select
@@ -28,7 +29,14 @@ from billing.wire.ending import Ending, absorb_reason
 from billing.wire.part_ids import part_id
 from billing.wire.reservation import FIELDS, stored
 from billing.wire.tokens import UsageEventError
-from billing.wire.usage_event import UsageEvent
+from billing.wire.usage_event import COLUMNS, UsageEvent
+
+# Missing where they have no value, as in the event's JSON.
+_OPTIONAL: Final = {
+    field.encode_name
+    for field in msgspec.structs.fields(UsageEvent)
+    if field.default is not msgspec.NODEFAULT
+}
 
 
 def find_receipt(
@@ -101,7 +109,7 @@ def _recorded(connection: Connection, request_id: str) -> Receipt | None:
 
 def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     """The fields of the event as its JSON has them: tokens of all kinds together."""
-    names = ("kind", *UsageEvent.__struct_encode_fields__)
+    names = ("kind", *(name for name in COLUMNS if name not in _OPTIONAL or row[name] is not None))
     facts: dict[str, Any] = {name: row[name] for name in names if name in row}
     for column in (*TOKEN_COLUMNS, *WRITTEN_COLUMNS, "absorbed_reasons"):
         tokens, kind = column.split("_")
@@ -110,9 +118,6 @@ def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     reasons = facts["absorbed"]["reasons"]
     facts["absorbed"]["reasons"] = {absorb_reason(name).value: part for name, part in reasons.items()}
     facts["ending"] = Ending(facts["ending"]).value
-    for name in ("ignored", "provider", "line"):
-        if not facts[name]:
-            del facts[name]
     return facts
 
 

@@ -22,6 +22,9 @@ from billing.wire.value import Value
 EVENT_VERSION: Final = 1
 # Fields that are counts: a request that was preempted and resumed has the sums of its parts.
 ADDED_UP: Final = frozenset({"produced", "delivered", "billed", "absorbed", "units_mu", "waited_ms"})
+# Fields that tenants do not see, in receipts or in their chain. Moving one changes the hashes of what is
+# recorded.
+INSIDE: Final = ("pool", "cell", "instance", "epoch", "gateway", "orphan", "provider")
 
 
 class UsageSource(StrEnum):
@@ -176,3 +179,12 @@ class UsageEvent(EventHead, frozen=True, kw_only=True):
             raise
         except (msgspec.ValidationError, KeyError, TypeError, ValueError, AttributeError) as exc:
             raise UsageEventError(f"not a usage event: {type(exc).__name__}: {exc}") from exc
+
+
+# The columns of each field: that of its own name or, of a group of tokens, one for each kind.
+COLUMNS: Final = {
+    field.encode_name: tuple(f"{field.encode_name}_{kind}" for kind in field.type.__struct_fields__)
+    if field.type in {Tokens, Delivered, Absorbed}
+    else (field.encode_name,)
+    for field in msgspec.structs.fields(UsageEvent)
+}

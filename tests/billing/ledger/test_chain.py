@@ -14,9 +14,9 @@ from billing.ledger.absorbed_event import AbsorbedEvent, absorb
 from billing.ledger.backfill import Scope, backfill
 from billing.ledger.chain import HOUSE, chain_waiting
 from billing.ledger.chain_check import check_chains
-from billing.ledger.chain_entry import INTERNAL, PUBLIC
+from billing.ledger.chain_entry import INTERNAL, PUBLIC, parts_of
 from billing.ledger.check import check_ledger
-from billing.ledger.entries import ReceivedEvent, record_events
+from billing.ledger.entries import ReceivedEvent, event_row, record_events
 from billing.schema.chain import usage_chain, usage_unchained
 from billing.schema.ledger import usage_event
 from billing.wire.ending import Ending, OtherReason
@@ -85,6 +85,17 @@ def test_every_entry_is_in_the_chain_of_its_tenant_in_the_order_of_recording(boo
 
 def test_every_column_of_an_event_is_hashed() -> None:
     assert {column.name for column in usage_event.c} == {*PUBLIC, *INTERNAL, "recorded_ms", "day"}
+
+
+def test_an_event_has_the_digests_that_it_had_when_others_like_it_were_recorded() -> None:
+    said = event("r", (20, 5, 7, 3), contract="c", line="b/1", samples=2)
+    provider = {"kind": "openai", "model": "g", "usage": {"n": 1.5}}
+    full = replace(said, orphan=True, ignored=("seed",), anomaly="a", waited_ms=3, provider=provider)
+    parts = parts_of(event_row(replace(full, decision={"why": "x"}), "d", 7), (), "")
+    assert (parts.event, parts.internal) == (
+        "4a1140780e039cd7c97f9bcaf7ac9849f4553479f5997be9e88b7e3d99c97d47",
+        "1785204a075c2a7ade75bce4fb5e5b722ffd5d99469cde538d6e099867d13961",
+    )
 
 
 _EVENT = "not as it was recorded: the usage event of these requests"
