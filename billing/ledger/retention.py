@@ -2,12 +2,14 @@
 of it: entries of the ledger, sums by hour, chains, invoices, and two digests of each event, so that its chain
 can still be worked out from the start.
 
-Requests at providers stay as they are: what they cost may get a price later.
+Requests at providers stay as they are: what they cost may get a price later. A day that was dropped and has
+only those is done.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from sqlalchemy import Connection, Engine, TextClause, insert, select, text
@@ -33,25 +35,49 @@ _DAYS_A_ROUND: Final = 5
 _LOCK_TIMEOUT: Final = "2s"
 
 _PARTITIONS: Final = text("""
-    select substr(c.relname, 14)::int as day, greatest(c.reltuples, 0)::bigint as events
+    select substr(c.relname, 14)::int as day, greatest(c.reltuples, 0)::bigint as events,
+      exists (select from dropped_day d where d.day = substr(c.relname, 14)::int) as dropped
     from pg_inherits i join pg_class c on c.oid = i.inhrelid
     where i.inhparent = 'usage_event'::regclass and c.relname ~ '^usage_event_d[1-9][0-9]*$' order by 1
 """)
+# Of a day that was dropped before. The index is `_INDEX`.
+_COMES_TO_NOTHING: Final = """
+    select exists (select from {partition}) and not exists (select from {partition} where provider is null)
+"""
+# What comes late for a day whose requests at providers were kept, and nothing else.
+_INDEX: Final = "create index on {partition} (day) where provider is null"
 # By chain: how far the entries of the day reach, and what is open of them.
 _STATE: Final = """
     select coalesce(c.chain, '') as chain, count(*) filter (where c.position is null) as unchained,
       max(c.position) as upto, max(t.transaction_id) as newest,
-      count(*) filter (where t.pricing in ('unpriced', 'quarantined') and not exists (
-        select from ledger_transaction r where r.corrects = t.transaction_id)) as no_amount
+      count(*) filter (where t.pricing = 'unpriced' and not exists (
+        select from ledger_transaction r where r.corrects = t.transaction_id)) as no_amount,
+      count(*) filter (where t.pricing = 'quarantined') as in_doubt
     from {partition} e join ledger_transaction t using (request_id, day)
     left join usage_chain c on c.transaction_id = t.transaction_id
     group by 1 order by 1
 """
+# A person has said why, of as many as there are now.
+_DOUBT_RESOLVED: Final = text("""
+    select exists (
+      select from finding where kind = 'quarantined' and state = 'resolved' and gone_ms is null
+        and said ->> 'count' = (
+          select count(*)::text from ledger_transaction where pricing = 'quarantined'))
+""")
+# What their engine counted beyond what is recorded may be theirs, and is absorbed with them as evidence.
+# After so many days that is open only where a residual is, or where an engine that does not count its
+# requests still runs and may have had no idle moment. Many never get a row: nobody can say what those had
+# produced whose engine died, and there is nothing to absorb.
 _NOT_RECONCILED: Final = """
     select count(*) from {partition} e
-    where kind = 'request'
+    where kind = 'request' and provider is null
       and (ending = 'gateway_died' or usage_source in ('checkpoint', 'counted', 'unread'))
       and not exists (select from reconciled_request r where r.request_id = e.request_id)
+      and (
+        exists (select from finding f where f.kind = 'residual' and f.about = e.instance || ' ' || e.epoch
+          and f.gone_ms is null and f.state <> 'resolved')
+        or exists (select from engine_counter c where c.instance = e.instance and c.epoch = e.epoch
+          and c.state = 'open' and c.requests is null))
 """
 _IDS: Final = "select request_id from {partition} where provider is null"
 _UNPROVEN: Final = """
@@ -83,6 +109,7 @@ _BEYOND: Final = text("""
           and coalesce(p.position, 0) < :upto order by 1) as sinks
 """)
 _BOOKS: Final = text("select until_ms, ledger_upto from books order by until_ms desc limit 1")
+_BOOKS_OPEN: Final = "the books of its month are not closed, or came before late usage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +132,37 @@ class Dropped:
 
 
 def due(connection: Connection, days_kept: int, *, most: int) -> list[Day]:
-    """The days that are older than so many, the `most` oldest first, each with what keeps it."""
+    """The days that are older than so many, each with what keeps it: the `most` oldest that are kept, and the
+    `most` oldest that may be dropped.
+    """
+    found: list[Day] = []
+    left = {True: most, False: most}
+    for day, events in _overdue(connection, days_kept):
+        reasons = _reasons(connection, day)
+        blocked = tuple(dict.fromkeys(reasons if left[True] else islice(reasons, 1)))
+        if left[bool(blocked)]:
+            left[bool(blocked)] -= 1
+            found.append(Day(day, events, blocked))
+        if not left[False]:
+            break
+    return found
+
+
+def _overdue(connection: Connection, days_kept: int) -> list[tuple[int, int]]:
+    """The days that are older than so many and have something to drop, with about how many events; the
+    oldest first.
+    """
     last = database_now_ms(connection) // DAY_MS - days_kept - 1
-    rows = [row for row in connection.execute(_PARTITIONS).all() if row.day <= last][:most]
-    return [Day(row.day, row.events, _blocked(connection, row.day)) for row in rows]
+    return [
+        (row.day, row.events)
+        for row in connection.execute(_PARTITIONS).all()
+        if row.day <= last and not (row.dropped and _comes_to_nothing(connection, row.day))
+    ]
+
+
+def _comes_to_nothing(connection: Connection, day: int) -> bool:
+    """Whether a day that was dropped has only what is kept."""
+    return bool(connection.execute(_of(day, _COMES_TO_NOTHING)).scalar_one())
 
 
 def oldest_ms(connection: Connection) -> int | None:
@@ -124,14 +178,13 @@ def dropped(connection: Connection, *, most: int) -> list[Dropped]:
     return [Dropped(*row) for row in connection.execute(query)]
 
 
-def _blocked(connection: Connection, day: int) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(_reasons(connection, day)))
-
-
 def _reasons(connection: Connection, day: int) -> Iterator[str]:
-    """Why a day is not final, in words."""
+    """Why a day is not final, in words; first what is seen without reading the day."""
     ends_ms = (day + 1) * DAY_MS
     books = connection.execute(_BOOKS).one_or_none()
+    if books is None or books.until_ms < ends_ms:
+        yield _BOOKS_OPEN
+    resolved = connection.execute(_DOUBT_RESOLVED).scalar_one()
     if open_ := connection.execute(_of(day, _NOT_RECONCILED)).scalar_one():
         yield f"{open_} requests without a final count are not reconciled"
     for row in connection.execute(_of(day, _STATE)).all():
@@ -141,13 +194,15 @@ def _reasons(connection: Connection, day: int) -> Iterator[str]:
             yield f"{whose}: its usage checkpoint is not signed"
         if row.no_amount:
             yield f"{whose}: {row.no_amount} requests have no amount"
+        if row.in_doubt and not resolved:
+            yield f"{whose}: usage of {row.in_doubt} requests is in doubt, and its finding is not resolved"
         if beyond.kind == "external" or beyond.invoiced_ms is not None:
             if (beyond.invoiced_ms or 0) < ends_ms:
                 yield f"{whose}: no invoice covers it"
             elif row.newest > beyond.invoiced_upto:
                 yield f"{whose}: late usage is on no invoice yet"
-        if books is None or books.until_ms < ends_ms or row.newest > books.ledger_upto:
-            yield "the books of its month are not closed, or came before late usage"
+        if books is not None and row.newest > books.ledger_upto:
+            yield _BOOKS_OPEN
         for sink in beyond.sinks:
             yield f"{whose}: sink {sink} has not taken it"
 
@@ -166,29 +221,39 @@ def drop(engine: Engine, day: int) -> Dropped:
 
 
 def drop_due(engine: Engine, days_kept: int) -> int:
-    """Drop what is due and final of the oldest days that are due, some at a time. Returns how many are due
-    still. Raises SQLAlchemyError.
+    """Drop the oldest days that are due and final, some at a time. Returns how many are due still. Raises
+    SQLAlchemyError.
     """
     with engine.connect() as connection:
-        days = due(connection, days_kept, most=_DAYS_A_ROUND)
-    for each in days:
-        if not each.blocked:
-            try:
-                drop(engine, each.day)
-            except Conflict as exc:
-                _log.error("usage events of day %d are not dropped. %s", each.day, exc.message)
-    with engine.connect() as connection:
-        last = database_now_ms(connection) // DAY_MS - days_kept - 1
-        return sum(row.day <= last for row in connection.execute(_PARTITIONS))
+        days = [day for day, _ in _overdue(connection, days_kept)]
+    done = 0
+    for day in days:
+        if done == _DAYS_A_ROUND:
+            break
+        with engine.connect() as connection:
+            if any(_reasons(connection, day)):
+                continue
+        try:
+            drop(engine, day)
+        except Conflict as exc:
+            _log.error("usage events of day %d are not dropped. %s", day, exc.message)
+        else:
+            done += 1
+    return len(days) - done
 
 
 def refuse(connection: Connection, day: int) -> None:
     """Raises Conflict unless there are events of this day, it is final, and old enough."""
-    if all(row.day != day for row in connection.execute(_PARTITIONS)):
+    there = [row for row in connection.execute(_PARTITIONS).all() if row.day == day]
+    if not there:
         raise Conflict("There are no usage events of this day.", param="day", code="already_dropped")
+    if there[0].dropped and _comes_to_nothing(connection, day):
+        raise Conflict(
+            "It is dropped: only requests at providers are left.", param="day", code="already_dropped"
+        )
     if day >= database_now_ms(connection) // DAY_MS - DAYS_LEAST:
         raise Conflict(f"It is kept: {DAYS_LEAST} days are, in any case.", param="day", code="not_final")
-    if blocked := _blocked(connection, day):
+    if blocked := dict.fromkeys(_reasons(connection, day)):
         raise Conflict(f"It is kept: {'; '.join(blocked)}.", param="day", code="not_final")
 
 
@@ -261,4 +326,5 @@ def take_away(connection: Connection, day: int) -> Dropped:
     if counts.kept:
         make(connection, day)
         connection.execute(_of(day, "insert into {partition} select * from kept"))
+        connection.execute(_of(day, _INDEX))
     return Dropped(day, counts.events, counts.kept, made.dropped_ms)

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import redis
 from msgspec.structs import replace
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
 
+from billing.audit import finding_rows
 from billing.catalogue import models, tenants
 from billing.catalogue.models import ModelSpec
 from billing.catalogue.price_book import set_price
 from billing.catalogue.tenants import Tenant
 from billing.exports import sinks
 from billing.exports.recorded import Form
+from billing.findings import Finding, FindingKind
 from billing.invoices.books import close_books
 from billing.invoices.check import check_invoices
 from billing.invoices.close import close, compute_again
@@ -24,7 +26,7 @@ from billing.invoices.periods import next_name, period
 from billing.ledger import retention
 from billing.ledger.backfill import Scope, backfill
 from billing.ledger.chain import chain_waiting
-from billing.ledger.check import check_ledger
+from billing.ledger.check import check_ledger, set_aside
 from billing.ledger.checkpoints import end_days, sign_days
 from billing.ledger.entries import ReceivedEvent, Recorded, record_events
 from billing.ledger.receipt import find_receipt
@@ -32,9 +34,11 @@ from billing.ledger.usage_export import export_usage, span_of
 from billing.ledger.usage_report import report_usage
 from billing.moments import DAY_MS
 from billing.refusals import Conflict, Invalid, NotFound
+from billing.schema.ledger import engine_counter
 from billing.wire.dimensions import Dimension
 from billing.wire.ending import Ending
 from billing.wire.evidence import make_key, public_pem, read_private_key
+from billing.wire.usage_event import UsageSource
 from deploy.taas_verify import verify
 from tests.billing.events import event
 
@@ -101,6 +105,16 @@ class House:
         with self.database.connect() as connection:
             (found, *_) = retention.due(connection, KEPT, most=1)
         return "; ".join(found.blocked)
+
+    def resolve(self, kind: str) -> None:
+        """A finding of this kind, for a reason."""
+        with self.database.begin() as connection:
+            if kind == "quarantined":
+                finding_rows.keep(connection, set_aside(connection), facts=False)
+            there = connection.execute(
+                text("select finding_id from finding where kind = :kind"), {"kind": kind}
+            )
+            finding_rows.change(connection, there.scalar_one(), resolve="looked at")
 
     def differences(self) -> list[Any]:
         with self.database.connect() as connection:
@@ -200,6 +214,67 @@ def test_a_request_of_a_dropped_day_that_comes_again_is_billed_once(house: House
     assert len(house.use("late", house.tenants[0], house.day).events) == 1
     assert house.differences() == []
     assert "no invoice yet" in house.blocked()
+
+
+def test_days_that_stay_do_not_keep_later_ones(house: House) -> None:
+    """Of requests at providers, and of one whose usage is in doubt."""
+    acme = house.tenants[0]
+    provider = {"kind": "openai", "model": "gpt", "usage": None}
+    for back in range(2, 8):
+        house.use(f"at_provider_{back}", acme, house.day - back, provider=provider)
+    house.use("in_doubt", acme, house.day - 8, anomaly="negative")
+    cut_off = Ending.ENGINE_DIED, UsageSource.UNREAD
+    house.use("cut_off", acme, house.day - 8, tokens=(0, 0, 0), ending=cut_off[0], source=cut_off[1])
+    house.use("left", acme, house.day - 2, ending=cut_off[0], source=cut_off[1], provider=provider)
+    house.sign()
+    house.invoice()
+    house.close_books()
+    assert (
+        house.blocked()
+        == f"{acme.tenant_id}: usage of 1 requests is in doubt, and its finding is not resolved"
+    )
+    # Five at a time, the oldest first: two more days have requests that are final.
+    assert [retention.drop_due(house.database, KEPT) for _ in range(3)] == [4, 1, 1]
+    with house.database.connect() as connection:
+        done = retention.dropped(connection, most=20)
+        assert [(each.day - house.day, each.events, each.kept) for each in done] == [
+            (1, 2, 0), (0, 3, 0), (-2, 0, 2), *((-back, 0, 1) for back in range(3, 8))
+        ]  # fmt: skip
+        assert [each.day for each in retention.due(connection, KEPT, most=20)] == [house.day - 8]
+    with pytest.raises(Conflict, match="only requests at providers"):
+        retention.drop(house.database, house.day - 2)
+    house.resolve("quarantined")
+    assert house.blocked() == ""
+    # Of another one nobody has said anything yet.
+    house.use("more_doubt", acme, house.day - 2, anomaly="negative")
+    assert "usage of 1 requests is in doubt" in house.blocked()
+    house.resolve("quarantined")
+    assert retention.drop_due(house.database, KEPT) == 1
+    assert "no invoice yet" in house.blocked()
+    assert house.differences() == []
+
+
+def test_a_day_is_kept_while_its_requests_may_explain_what_an_engine_counted(house: House) -> None:
+    house.use("cut_off", house.tenants[0], house.day, ending=Ending.ENGINE_DIED, source=UsageSource.COUNTED)
+    house.sign()
+    house.invoice()
+    house.close_books()
+    assert house.blocked() == ""
+    residual = Finding(kind=FindingKind.RESIDUAL, message="a residual", instance="i1", epoch="e1")
+    with house.database.begin() as connection:
+        finding_rows.keep(connection, [residual], facts=False)
+    assert house.blocked() == "1 requests without a final count are not reconciled"
+    house.resolve("residual")
+    assert house.blocked() == ""
+    # It says nothing of single requests, and they are compared with its counters when it has nothing to do.
+    columns = {f"{name}_{kind}": 0 for name in ("baseline", "last") for kind in ("prompt", "generation")}
+    with house.database.begin() as connection:
+        connection.execute(
+            insert(engine_counter).values(
+                instance="i1", epoch="e1", run=0, polled_ms=0, state="open", **columns
+            )
+        )
+    assert house.blocked() == "1 requests without a final count are not reconciled"
 
 
 def test_a_day_with_an_event_that_was_changed_is_kept(house: House) -> None:
