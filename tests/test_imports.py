@@ -51,7 +51,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "accounts": ("catalogue",),
         "ledger": ("catalogue",),
         "fleet": ("catalogue",),
-        "usage": ("catalogue", "cell", "ledger", "metrics"),
+        "usage": ("catalogue", "cell", "ledger", "metrics", "outgoing"),
         "audit": ("invoices", "accounts", "catalogue", "ledger", "fleet", "usage"),
         "contracts": ("catalogue", "cell", "ledger"),
         "reclaims": ("catalogue", "contracts", "fleet", "ledger"),
@@ -59,7 +59,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "allocator": ("catalogue", "cell", "contracts", "fleet", "usage", "metrics"),
         "batch": ("ledger", "batches", "database", "idempotency"),
         "invoices": ("catalogue", "contracts", "ledger"),
-        "exports": ("catalogue", "contracts", "invoices", "ledger", "usage", "metrics"),
+        "exports": ("catalogue", "contracts", "invoices", "ledger", "usage", "metrics", "outgoing"),
         "autoscaling": ("catalogue", "contracts", "allocator", "fleet"),
         "api": (
             "accounts",

@@ -23,6 +23,7 @@ from billing.exports.shapes import bodies
 from billing.exports.sinks import Place, Sink, Why
 from billing.metrics import BillingMetrics
 from billing.moments import DAY_MS
+from billing.outgoing import Outgoing
 from billing.schema.clock import database_now_ms
 from billing.wire.webhooks import retry_after_ms, signed_headers
 
@@ -45,8 +46,7 @@ _STRIPE_STREAM: Final = "meter-events.stripe.com"
 _STRIPE_API: Final = "api.stripe.com"
 # What Lago says of an event that it has; it then takes none of the call.
 _LAGO_HAS_IT: Final = {"transaction_id": ["value_already_exist"]}
-# Longer than a refusal of each event of a call.
-_REFUSAL_BYTES: Final = 65_536
+_TAKEN: Final = range(200, 300)
 # Of these, other tenants' requests may still be taken.
 _OF_THE_BATCH: Final = frozenset({"status 400", "status 409", "status 413", "status 422"})
 
@@ -66,7 +66,7 @@ class Deliverer:
         self._engine = engine
         self._metrics = metrics
         self._now_ms = now_ms
-        self._http = httpx.Client(timeout=timeout_s, trust_env=False, follow_redirects=False, verify=verify)
+        self._outgoing = Outgoing(verify=verify, timeout_s=timeout_s)
         # Of Stripe, by sink: what opens its stream for a while.
         self._tokens: dict[str, str] = {}
 
@@ -92,7 +92,7 @@ class Deliverer:
 
     def close(self) -> None:
         """Close its connections."""
-        self._http.close()
+        self._outgoing.close()
 
     def _turn(self, sink: Sink, places: Sequence[Place], now_ms: int) -> bool:
         ends_s = time.monotonic() + _TURN_S
@@ -157,8 +157,6 @@ class Deliverer:
         message_id = f"{sink.sink_id}-{hashlib.sha256(content).hexdigest()[:32]}"
         headers = {
             "content-type": _CONTENT.get(sink.form, "application/json"),
-            # What is read of an answer is bounded as it comes.
-            "accept-encoding": "identity",
             **signed_headers(sink.secret, message_id, now_ms // 1000, content),
         }
         try:
@@ -169,16 +167,15 @@ class Deliverer:
         except (_Refused, httpx.HTTPError, httpx.InvalidURL) as exc:
             return _Failure(str(exc) if isinstance(exc, _Refused) else type(exc).__name__, unsure=False)
         try:
-            with self._http.stream("POST", sink.url, content=content, headers=headers) as answer:
-                status = answer.status_code
-                has = _has(answer) if sink.form is Form.LAGO and status == 422 else frozenset()
+            answer = self._outgoing.post(sink.url, content, headers, body_of={422})
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             return _Failure(type(exc).__name__, unsure=not isinstance(exc, _NOT_SENT))
-        if 200 <= status < 300:
+        if answer.status in _TAKEN:
             return None
         # Stripe's session may have ended: the next attempt begins one.
         self._tokens.pop(sink.sink_id, None)
-        return _Failure(f"status {status}", unsure=status >= 500, taken_before=has)
+        has = _has(answer.body) if sink.form is Form.LAGO and answer.status == 422 else frozenset()
+        return _Failure(f"status {answer.status}", unsure=answer.status >= 500, taken_before=has)
 
     def _token(self, sink: Sink) -> str:
         """Of a session of Stripe's stream of meter events. Raises _Refused, httpx.HTTPError."""
@@ -188,11 +185,12 @@ class Deliverer:
         host = _STRIPE_API if parts.netloc == _STRIPE_STREAM else parts.netloc
         url = urlunsplit((parts.scheme, host, "/v2/billing/meter_event_session", "", ""))
         headers = {"stripe-version": _STRIPE_VERSION, "authorization": f"Bearer {sink.bearer or ''}"}
-        answer = self._http.post(url, json={}, headers=headers)
-        if not answer.is_success:
-            raise _Refused(f"session: status {answer.status_code}")
+        headers["content-type"] = "application/json"
+        answer = self._outgoing.post(url, b"{}", headers, body_of=_TAKEN)
+        if answer.status not in _TAKEN:
+            raise _Refused(f"session: status {answer.status}")
         try:
-            token = json.loads(answer.content)["authentication_token"]
+            token = json.loads(answer.body)["authentication_token"]
         except (ValueError, KeyError, TypeError) as exc:
             raise _Refused("session: no token") from exc
         self._tokens[sink.sink_id] = str(token)
@@ -218,13 +216,8 @@ _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout,
                     httpx.UnsupportedProtocol)  # fmt: skip
 
 
-def _has(answer: httpx.Response) -> frozenset[int]:
+def _has(body: bytes) -> frozenset[int]:
     """By a refusal of Lago, which events of the call it has; none if it refuses any for another reason."""
-    body = bytearray()
-    for piece in answer.iter_raw(_REFUSAL_BYTES):
-        body += piece
-        if len(body) > _REFUSAL_BYTES:
-            return frozenset()
     try:
         errors = {int(at): wrong for at, wrong in json.loads(body)["error_details"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -113,13 +113,23 @@ class Answer:
     body: bytes
 
 
-def ask(client: httpx.Client, method: str, url: str, headers: Mapping[str, str], body: Any = None) -> Answer:
+def ask(
+    client: httpx.Client,
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: Any = None,
+    *,
+    within_s: float = TIMEOUT_S,
+) -> Answer:
     """One question, of bounded time and size. Raises `refusals.Unreachable`."""
-    content = bytearray()
+    until, content = time.monotonic() + within_s, bytearray()
     try:
-        with client.stream(method, url, headers=dict(headers), json=body, timeout=TIMEOUT_S) as response:
+        with client.stream(method, url, headers=dict(headers), json=body, timeout=within_s) as response:
             for part in response.iter_bytes():
                 content += part
+                if time.monotonic() > until:
+                    raise EngineUnreachable(f"{url} has not answered within {within_s} s.", param="url")
                 if len(content) > _BYTES_MAX:
                     raise EngineUnreachable(f"{url} answers with more than {_BYTES_MAX} bytes.", param="url")
     except (httpx.HTTPError, httpx.InvalidURL) as exc:

@@ -10,7 +10,9 @@ from sqlalchemy import Engine
 
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.engine_runs import EngineRun, read_runs
+from billing.fleet.engine_probe import ask
 from billing.fleet.engine_reading import Counters, NoCounters, Unreachable, parse_counters, read_engine
+from billing.refusals import Unreachable as EngineUnreachable
 from billing.wire.instance_entry import EngineLoad
 from billing.wire.tokens import CounterPair
 from loadtest import plain_http
@@ -67,6 +69,8 @@ def test_an_engine_whose_page_never_ends_is_given_up_in_time(engine: ScriptedEng
     try:
         with plain_http.Client(timeout=30) as client:
             reading = read_engine(client, engine.url, None, within_s=0.3)
+            with pytest.raises(EngineUnreachable, match=r"has not answered within 0\.3 s"):
+                ask(client, "GET", f"{engine.url}/metrics", {}, within_s=0.3)
     finally:
         engine.drips.set()
     assert reading == Unreachable("no whole page within 0.3 s")

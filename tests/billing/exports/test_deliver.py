@@ -25,7 +25,7 @@ from billing.refusals import Invalid
 from tests.billing.events import event
 from tests.billing.exports.test_shapes import check
 from tests.billing.ledger.test_chain import record
-from tests.fixtures.webhook import Webhook
+from tests.fixtures.webhook import Webhook, trickle
 
 DAY_MS = 86_400_000
 # When the requests of these tests have ended, and a moment after it.
@@ -282,6 +282,20 @@ def test_a_slow_receiver_and_a_dead_one_stop_no_other(post: Post) -> None:
     finally:
         answered.set()
         slow.close()
+
+
+def test_a_session_of_stripe_is_read_to_a_size_and_within_a_time(post: Post) -> None:
+    sink = post.sink(Form.STRIPE, tenant_id=post.tenant, customer="cus_1", bearer="sk_live")
+    post.use("r1")
+    post.webhook.answer = lambda body: (200, b" " * 100_000 + b'{"authentication_token":"tok_1"}')
+    post.later(0)
+    assert post.lag(sink).failure == "session: no token"
+    with trickle(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n") as url:
+        held = post.sink(
+            Form.STRIPE, tenant_id=post.tenant, customer="cus_1", bearer="sk", url=url, from_ms=0
+        )
+        post.later(0)
+    assert post.lag(held).failure == "ReadTimeout"
 
 
 def test_a_batch_that_is_refused_stops_only_its_tenant(post: Post) -> None:

@@ -18,7 +18,7 @@ from billing.schema.budgets import budget as budget_table
 from billing.schema.budgets import budget_spent
 from billing.usage.budget_alerts import AlertSender
 from tests.billing.usage.test_budgets import Shop
-from tests.fixtures.webhook import Webhook
+from tests.fixtures.webhook import Webhook, trickle
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def clock(shop: Shop) -> Clock:
 
 @pytest.fixture
 def sender(database: Engine, clock: Clock) -> Iterator[AlertSender]:
-    made = AlertSender(database, verify=True, now_ms=clock)
+    made = AlertSender(database, verify=True, timeout_s=0.5, now_ms=clock)
     yield made
     made.close()
 
@@ -135,6 +135,29 @@ def test_a_receiver_that_is_away_stops_no_other(shop: Shop, webhook: Webhook, se
     sender.round()
     assert len(webhook.taken) == 1
     assert failure(shop, lost) == "ConnectError"
+
+
+@pytest.mark.parametrize(
+    ("begins", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\nx-never: ", "ReadTimeout"),
+        # It has taken it; what else it says nobody reads.
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n", None),
+    ],
+    ids=["head", "body"],
+)
+def test_a_receiver_whose_answer_does_not_end_stops_no_other(
+    shop: Shop, webhook: Webhook, sender: AlertSender, begins: bytes, said: str | None
+) -> None:
+    with trickle(begins) as url:
+        endless, told = shop.put(), shop.put(project=shop.project)
+        put_alert(shop, endless, 1, url)
+        put_alert(shop, told, 1, webhook.url)
+        for budget in (endless, told):
+            spend(shop, budget, 10**12)
+        sender.round()
+    assert len(webhook.taken) == 1
+    assert failure(shop, endless) == said
 
 
 def test_the_next_period_is_told_again(
