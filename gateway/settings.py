@@ -108,7 +108,8 @@ class GatewaySettings(BaseSettings):
     wake_requests: int = Field(
         default=100,
         ge=0,
-        description="Requests of one process that may wait for a pool that is scaled and has no instance.",
+        description="Requests of one process that may wait for a pool that is scaled and has no instance, at "
+        "most half of them of one tenant.",
     )
     wake_wait_s: float = Field(default=180.0, ge=0, description="How long each of them waits at most.")
     head_deadline_s: float = Field(

@@ -1,5 +1,5 @@
-"""The page of metrics that gateway, billing and worker each have, on a private address, and its place in the
-list of scrape targets.
+"""The page of metrics that each gateway, billing and batch process and worker has, on a private address, and
+its place in the list of scrape targets.
 
 Owns what every such page says: the version that runs, and how far this machine's clock is from Redis's. The
 rest is its registry's.
