@@ -22,9 +22,10 @@ from billing.schema.books import maker_terms
 from billing.schema.capacity import contract_hour, contract_minute
 from billing.schema.invoices import invoice
 from billing.schema.ledger import ledger_posting, ledger_transaction
+from billing.wire.invoice_lines import LINE_TYPES
 
 # What invoices add beside tokens, capacity and shortfalls: revenue is a credit, so it is negative.
-_WORDS: Final = {Account.DISCOUNT: "volume discount", Account.COMMITMENT: "commitment"}
+_WORDS: Final = {type_.account: type_.owed for type_ in LINE_TYPES.values() if type_.owed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def by_terms(
         .join(ledger_posting, ledger_posting.c.transaction_id == ledger_transaction.c.transaction_id)
         .where(
             ledger_transaction.c.kind == EntryKind.INVOICE.value,
-            ledger_posting.c.account.in_([each.value for each in _WORDS]),
+            ledger_posting.c.account.in_(list(_WORDS)),
             invoice.c.from_ms >= from_ms,
             invoice.c.from_ms < until_ms,
         )

@@ -32,15 +32,10 @@ from billing.invoices.store import Stored
 from billing.invoices.terms import capacity_charges, list_terms
 from billing.schema.capacity import contract as contract_table
 from billing.schema.catalogue import project
+from billing.wire.invoice_lines import LINE_TYPES
 
 # Of whom the product is, where the settings do not say.
 _NO_ISSUER: Final = "taas"
-_SAID: Final = {
-    "discount": ("Adjustment", "Volume discount of {percent} % of {of} USD"),
-    "covered": ("Adjustment", "Late usage that the commitment of {period} covers"),
-    "sla_credit": ("Credit", "What {contract} was short of"),
-    "correction": ("Adjustment", "Given back of {invoice}"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +111,7 @@ def _invoice(
     for line in lines:
         if line.type == "commitment":
             yield from charges.commitment(line.number, line.exact)
-        elif line.type in _SAID:
+        elif line.type not in {"usage", "capacity"}:
             yield _other(charges, line)
         yield from charges.rounding(line)
     tax = document["terms"]["tax"]
@@ -169,9 +164,9 @@ def lines_of(document: dict[str, Any]) -> list[InvoiceLine]:
 
 
 def said_of(line: InvoiceLine) -> tuple[str, str]:
-    """The category of a line that is one charge, and a sentence."""
-    category, said = _SAID[line.type]
-    return category, said.format(**line.what)
+    """The category of a line, and a sentence."""
+    type_ = LINE_TYPES[line.type]
+    return type_.category, type_.said.format(**line.what)
 
 
 def _other(charges: Charges, line: InvoiceLine, **given: Any) -> Row:

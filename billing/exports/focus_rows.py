@@ -23,6 +23,7 @@ from billing.exports.focus_columns import Dataset, Version, columns_of
 from billing.exports.table import ONE, Row, Value, decimal_text
 from billing.invoices.lines import Reserved, capacity_amount
 from billing.moments import DAY_MS, HOUR_MS
+from billing.wire.invoice_lines import LINE_TYPES
 from billing.wire.tokens import TOKEN_KINDS
 
 UNIT_HOURS: Final = "Unit-Hours"
@@ -31,7 +32,7 @@ COMMITMENT: Final = "Minimum commitment"
 _TOKENS: Final = "Tokens"
 _MU_MS_PER_UNIT_HOUR: Final = 1_000 * HOUR_MS
 # Of lines that count towards a minimum commitment.
-_COUNTED: Final = frozenset({"usage", "discount", "capacity"})
+_COUNTED: Final = frozenset(name for name, type_ in LINE_TYPES.items() if type_.counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,6 @@ from billing.schema.capacity import contract_history
 # No term that is agreed for ever has an end; the standard asks for one.
 _NO_END_MS: Final = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1000
 _PAYMENT_TERMS: Final = "As agreed"
-_CATEGORY: Final = {"usage": "Usage", "capacity": "Purchase", "commitment": "Purchase"}
 _STATUS: Final = {"signed": "Pending", "active": "Active", "notice_given": "Active"}
 
 
@@ -91,17 +90,9 @@ def _details(account: Account, made: Stored) -> Iterator[Row]:
 
 
 def _said(line: InvoiceLine) -> tuple[str, str]:
-    what = line.what
-    if line.type in _CATEGORY:
-        said = {
-            "usage": "{tokens} {kind} tokens of {model} at {price} USD per million",
-            "capacity": "Reserved capacity of {contract} at {price_per_unit_hour} USD per unit-hour",
-            "commitment": "What is left of the minimum commitment of {committed} USD",
-        }[line.type]
-        return _CATEGORY[line.type], said.format(**what)
     if line.type == "tax":
         return "Tax", "Tax"
-    return ("Credit", f"Paid by {what['credit']}") if line.type == "credit" else said_of(line)
+    return ("Credit", f"Paid by {line.what['credit']}") if line.type == "credit" else said_of(line)
 
 
 def _grain(line: InvoiceLine) -> str:

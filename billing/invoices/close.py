@@ -41,6 +41,7 @@ from billing.moments import HOUR_MS, utc
 from billing.refusals import Conflict, Invalid
 from billing.schema.ledger import in_days, usage_event, usage_hour
 from billing.wire import redis_keys
+from billing.wire.invoice_lines import LINE_TYPES
 from billing.wire.redis_clock import now_ms as redis_now_ms
 
 # The allocator takes cuts of capacity from so long ago.
@@ -295,29 +296,21 @@ def refuse_early(client: redis.Redis, until_ms: int, *, reserved: bool) -> None:
 
 
 def postings_of(tenant_id: str, draft: Draft) -> Iterable[Posting]:
-    """What the invoice adds to what the ledger has of its usage: rounding, and every other line."""
+    """What the invoice adds to what the ledger has of its usage: rounding, and every other line. Raises
+    KeyError for a line of a type that is not known.
+    """
     bill = draft.bill
     usage = [line for line in bill.lines if line.type == "usage"]
     rounded = bill.of_type("usage") - Money(int(sum(line.exact for line in usage)))
     added = [(Account.ROUNDING, tenant_id, rounded)]
     for line in bill.lines:
-        if line.type in _ACCOUNT_OF:
-            account = _ACCOUNT_OF[line.type]
-            added.append((account, line.what.get("contract", tenant_id), line.amount))
+        if (account := LINE_TYPES[line.type].account) is not None:
+            added.append((Account(account), line.what.get("contract", tenant_id), line.amount))
     added.append((Account.TAX, tenant_id, bill.tax))
     added += [(Account.CREDITS, tenant_id, -amount) for _, amount in draft.credits]
     for account, holder, amount in added:
         yield Posting(Account.RECEIVABLE, tenant_id, amount)
         yield Posting(account, holder, -amount)
-
-
-_ACCOUNT_OF: Final = {
-    "discount": Account.DISCOUNT,
-    "capacity": Account.CAPACITY,
-    "sla_credit": Account.SLA,
-    "commitment": Account.COMMITMENT,
-    "covered": Account.COMMITMENT,
-}
 
 
 def _kept(draft: Draft) -> dict[str, Any]:

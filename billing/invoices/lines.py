@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from billing.catalogue.money import PICOUSD_PER_USD, ZERO, Money, price_string
 from billing.moments import HOUR_MS
+from billing.wire.invoice_lines import LINE_TYPES
 
 CENT_PICOUSD: Final = PICOUSD_PER_USD // 100
 ROUNDING: Final = "each line to 0.01 USD, half to even"
@@ -173,10 +174,12 @@ def make_bill(
             covered.append(Line.of("covered", {"period": each.period}, -drawn.picousd))
     periods = {each.period for each in earlier}
     own = [line for line in usage if line.what["period"] not in periods]
-    off = _discounts(own, terms.tiers)
-    held = [_capacity(each) for each in reserved]
-    lines = [*usage, *discounts, *off, *covered, *held, *(_sla(each) for each in short)]
-    if (left := terms.commitment - _sum([*own, *off, *held])) > ZERO:
+    lines = [*usage, *discounts, *_discounts(own, terms.tiers), *covered]
+    lines += [*map(_capacity, reserved), *map(_sla, short)]
+    counted = (
+        line for line in lines if LINE_TYPES[line.type].counts and line.what.get("period") not in periods
+    )
+    if (left := terms.commitment - _sum(counted)) > ZERO:
         lines.append(Line.of("commitment", {"committed": str(terms.commitment)}, left.picousd))
     net = _sum(lines)
     return Bill(tuple(lines), net, tax_on(net, terms))

@@ -17,13 +17,10 @@ from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
 from reportlab.platypus import Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
-from billing.moments import HOUR_MS, utc
+from billing.moments import utc
+from billing.wire.invoice_lines import LINE_TYPES
 
 _TITLES: Final = {"invoice": "Invoice", "credit_note": "Credit note"}
-_KINDS: Final = {
-    "uncached_input": "input", "cached_input": "cached input", "cache_write": "cache write",
-    "output": "output",
-}  # fmt: skip
 _SMALL: Final = ParagraphStyle("small", fontName="Helvetica", fontSize=7.5, leading=9.5)
 _RIGHT: Final = ParagraphStyle("right", _SMALL, alignment=2)
 _BODY: Final = ParagraphStyle("body", fontName="Helvetica", fontSize=9.5, leading=13)
@@ -99,7 +96,7 @@ def _lines(shown: Mapping[str, Any]) -> Table:
     rows: list[Sequence[Any]] = [["Description", "Quantity", "Price (USD)", "Amount (USD)"]]
     names = shown.get("project_names", {})
     for line in shown["lines"]:
-        what, quantity, price = _words(line, shown["period"]["name"], names)
+        what, quantity, price = LINE_TYPES[line["type"]].words(line, shown["period"]["name"], names)
         rows.append(
             [
                 Paragraph(escape(what), _SMALL),
@@ -125,36 +122,6 @@ def _lines(shown: Mapping[str, Any]) -> Table:
         )
     )
     return table
-
-
-def _words(line: Mapping[str, Any], period: str, names: Mapping[str, str]) -> tuple[str, str, str]:
-    """What a line is, how much of it, and at which price."""
-    match line["type"]:
-        case "usage":
-            late = "" if line["period"] == period else f", used in {line['period']}"
-            of = f", contract {line['contract']}" if line["contract"] else ""
-            project = names.get(line["project"], line["project"])
-            what = f"{line['model']}, {_KINDS[line['kind']]} ({line['class']}{of}), project {project}{late}"
-            return what, f"{line['tokens']:,} tokens", f"{line['price']} per million"
-        case "capacity":
-            units = line["milliunits_per_second"] / 1000
-            hours = (line["until_ms"] - line["from_ms"]) / HOUR_MS
-            what = f"Reserved capacity, contract {line['contract']}, from {utc(line['from_ms'])}"
-            return what, f"{units:g} units/s × {hours:,.2f} h", f"{line['price_per_unit_hour']} per unit-hour"
-        case "sla_credit":
-            hours = line["milliunits_short"] / HOUR_MS
-            what = f"Capacity that was short, contract {line['contract']}"
-            return what, f"{hours:,.4f} unit-hours", f"{line['percent']} % of {line['price_per_unit_hour']}"
-        case "discount":
-            late = f", used in {line['period']}" if line["period"] else ""
-            what = f"Volume discount above {line['above']} USD{late}"
-            return what, f"{line['of']} USD", f"{line['percent']} %"
-        case "commitment":
-            return f"Commitment of {line['committed']} USD, what is left of it", "", ""
-        case "covered":
-            return f"Covered by the commitment of {line['period']}", "", ""
-        case _:
-            return f"Correction of {line['invoice']}", "", ""
 
 
 def _sums(shown: Mapping[str, Any]) -> Table:

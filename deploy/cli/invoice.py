@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from billing.wire.invoice_lines import LINE_TYPES
 from deploy.cli.confirmation import confirm, require_answerable, yes_option
 from deploy.cli.connection import call, call_bytes, call_list
 from deploy.cli.output import (
@@ -26,22 +27,8 @@ _COLUMNS: Columns = {
 
 
 def _what(line: Row) -> str:
-    """What a line is, in short."""
-    match line["type"]:
-        case "usage":
-            names = ("period", "project", "model", "class", "contract", "kind")
-            return " ".join(line[name] for name in names if line[name] is not None)
-        case "capacity" | "sla_credit":
-            return f"{line['contract']}"
-        case "discount":
-            late = f"{line['period']} " if line["period"] else ""
-            return f"{late}{line['percent']} % above {line['above']}"
-        case "commitment":
-            return f"left of {line['committed']}"
-        case "covered":
-            return f"by the commitment of {line['period']}"
-        case _:
-            return str(line.get("invoice", ""))
+    """What a line is, in short; of a type that a later version has, nothing."""
+    return LINE_TYPES[line["type"]].brief(line) if line["type"] in LINE_TYPES else ""
 
 
 _LINES: Columns = {

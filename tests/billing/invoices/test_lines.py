@@ -1,6 +1,7 @@
 """The lines of an invoice: exact amounts, rounded once, and what is worked out from them."""
 
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing.catalogue.money import ZERO, Money
-from billing.invoices.lines import Earlier, Reserved, Short, Terms, Tier, Used, make_bill, to_cents
+from billing.invoices.close import postings_of
+from billing.invoices.lines import (
+    Bill,
+    Earlier,
+    Line,
+    Reserved,
+    Short,
+    Terms,
+    Tier,
+    Used,
+    make_bill,
+    to_cents,
+)
+from billing.ledger.accounts import Account
+from billing.wire.invoice_lines import LINE_TYPES
 from tests.examples import examples
 
 USD = 10**12
@@ -134,3 +149,11 @@ def test_sums_are_of_what_is_printed_and_each_line_is_within_half_a_cent(
     exact = sum(tokens * price for tokens, price in counts)
     assert sum(line.exact for line in bill.lines if line.type == "usage") == exact
     assert -exact <= sum(line.exact for line in bill.lines if line.type == "discount") <= 0
+
+
+def test_no_line_is_left_out_of_the_ledger_for_its_type() -> None:
+    bill = Bill((Line.of("gift", {}, USD),), usd("1"), ZERO)
+    draft: Any = SimpleNamespace(bill=bill, credits=())
+    with pytest.raises(KeyError, match="gift"):
+        list(postings_of("ten_a", draft))
+    assert {type_.account for type_ in LINE_TYPES.values()} <= {None, *Account}
