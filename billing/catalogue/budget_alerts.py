@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, delete, func, or_, select, update
+from sqlalchemy import Connection, Row, and_, delete, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import budgets
@@ -34,10 +34,14 @@ class Alert:
 
 
 def put(connection: Connection, budget_id: str, percent: int, url: str) -> Alert:
-    """Set where it goes, with a new secret. Raises NotFound for a budget that there is not."""
+    """Set where it goes, with a new secret, as one that was not sent yet. Raises NotFound for a budget that
+    there is not.
+    """
     budgets.find(connection, budget_id)
     secret = new_secret()
-    again = {"url": url, "secret": secret, "attempts": 0, "next_ms": None, "failure": None}
+    again = {
+        "url": url, "secret": secret, "sent_from_ms": None, "attempts": 0, "next_ms": None, "failure": None,
+    }  # fmt: skip
     row = connection.execute(
         insert(table)
         .values(budget_id=budget_id, percent=percent, url=url, secret=secret)
@@ -68,7 +72,6 @@ def of_budgets(connection: Connection, budget_ids: Collection[str]) -> dict[str,
 
 def due(connection: Connection, now_ms: int) -> Sequence[tuple[Alert, Budget]]:
     """Some of the alerts that are to be sent now, with their budgets."""
-    limit = budget.c.amount_picousd + func.coalesce(budget.c.raised_picousd, 0)
     query = (
         select(table)
         .join(budget, budget.c.budget_id == table.c.budget_id)
@@ -77,7 +80,7 @@ def due(connection: Connection, now_ms: int) -> Sequence[tuple[Alert, Budget]]:
             and_(budget_spent.c.budget_id == table.c.budget_id, budget_spent.c.from_ms == budget.c.from_ms),
         )
         .where(
-            budget_spent.c.amount_picousd * 100 >= limit * table.c.percent,
+            budget_spent.c.amount_picousd * 100 >= budgets.LIMIT_PICOUSD * table.c.percent,
             budget_spent.c.amount_picousd > 0,
             table.c.sent_from_ms.is_distinct_from(budget.c.from_ms),
             or_(table.c.next_ms.is_(None), table.c.next_ms <= now_ms),
@@ -92,7 +95,12 @@ def due(connection: Connection, now_ms: int) -> Sequence[tuple[Alert, Budget]]:
 
 def sent(connection: Connection, alert: Alert, from_ms: int) -> None:
     """It was sent for the period that began then."""
+    # Whoever sets the budget meanwhile sees that it was sent, or is seen.
+    connection.execute(
+        select(budget.c.budget_id).where(budget.c.budget_id == alert.budget_id).with_for_update()
+    )
     _set(connection, alert, sent_from_ms=from_ms, attempts=0, next_ms=None, failure=None)
+    budgets.rearm_alerts(connection, alert.budget_id)
 
 
 def failed(connection: Connection, alert: Alert, failure: str, next_ms: int) -> None:
@@ -101,7 +109,12 @@ def failed(connection: Connection, alert: Alert, failure: str, next_ms: int) -> 
 
 
 def _set(connection: Connection, alert: Alert, **values: Any) -> None:
-    one = and_(table.c.budget_id == alert.budget_id, table.c.percent == alert.percent)
+    # One that was set anew meanwhile has another secret.
+    one = and_(
+        table.c.budget_id == alert.budget_id,
+        table.c.percent == alert.percent,
+        table.c.secret == alert.secret,
+    )
     connection.execute(update(table).where(one).values(**values))
 
 

@@ -18,10 +18,14 @@ from billing.catalogue.outbox import ChangeKind
 from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Invalid, NotFound
 from billing.schema.budgets import budget as table
-from billing.schema.budgets import budget_spent
+from billing.schema.budgets import budget_alert, budget_spent
 from billing.schema.catalogue import tenant
 from billing.schema.clock import NOW_MS
 
+LIMIT_PICOUSD: Final = table.c.amount_picousd + func.coalesce(table.c.raised_picousd, 0)
+_COUNTED: Final = and_(
+    budget_spent.c.budget_id == table.c.budget_id, budget_spent.c.from_ms == table.c.from_ms
+)
 # Many periods end at the same midnight.
 _AT_ONCE: Final = 200
 
@@ -157,8 +161,31 @@ def put(
         .on_conflict_do_update(index_elements=["tenant_id", "project_id", "key_id", "per"], set_=values)
         .returning(table.c.budget_id)
     ).scalar_one()
+    rearm_alerts(connection, budget_id)
     outbox.record(connection, ChangeKind.TENANT, whose.tenant_id)
     return find(connection, budget_id)
+
+
+def rearm_alerts(connection: Connection, budget_id: str) -> None:
+    """Alerts that were sent in this period are to be sent again, where less is spent by now than they are at:
+    the budget was set higher, raised, or paid for.
+    """
+    unreached = and_(
+        budget_alert.c.budget_id == table.c.budget_id,
+        budget_alert.c.sent_from_ms == table.c.from_ms,
+        func.coalesce(budget_spent.c.amount_picousd, 0) * 100 < LIMIT_PICOUSD * budget_alert.c.percent,
+    )
+    spent = table.outerjoin(budget_spent, _COUNTED)
+    again = (
+        select(budget_alert.c.percent)
+        .select_from(spent.join(budget_alert, unreached))
+        .where(table.c.budget_id == budget_id)
+    )
+    connection.execute(
+        update(budget_alert)
+        .where(budget_alert.c.budget_id == budget_id, budget_alert.c.percent.in_(again))
+        .values(sent_from_ms=None)
+    )
 
 
 def remove(connection: Connection, budget_id: str) -> Budget:
@@ -256,10 +283,7 @@ def _select() -> Select[Any]:
     return (
         select(table, tenant.c.time_zone, func.coalesce(budget_spent.c.amount_picousd, 0).label("spent"))
         .join(tenant, tenant.c.tenant_id == table.c.tenant_id)
-        .outerjoin(
-            budget_spent,
-            and_(budget_spent.c.budget_id == table.c.budget_id, budget_spent.c.from_ms == table.c.from_ms),
-        )
+        .outerjoin(budget_spent, _COUNTED)
     )
 
 

@@ -78,6 +78,7 @@ def renew(connection: Connection, tenant_id: str, now_ms: int) -> None:
     connection.execute(budget.update().where(budget.c.budget_id == budget_id).values(values))
     outbox.record(connection, ChangeKind.TENANT, tenant_id)
     recount(connection, [budgets.find(connection, budget_id)])
+    budgets.rearm_alerts(connection, budget_id)
 
 
 def _beside_usage(connection: Connection, tenant: Tenant, since_ms: int, now_ms: int) -> tuple[Money, int]:

@@ -1,5 +1,5 @@
 """Sends the alerts of budgets: a POST of JSON, signed as the Standard Webhooks specification has it
-(https://www.standardwebhooks.com). Each is sent once for a period, and again until somebody takes it.
+(https://www.standardwebhooks.com). Each is sent once for a period and a limit, until somebody takes it.
 """
 
 import json
@@ -65,7 +65,7 @@ class AlertSender:
     def _send(self, alert: Alert, budget: Budget, now_ms: int) -> str | None:
         """Returns why it was not taken, None if it was."""
         body = json.dumps(content(alert, budget, now_ms)).encode()
-        alert_id = f"{alert.budget_id}-{alert.percent}-{budget.from_ms}"
+        alert_id = f"{alert.budget_id}-{alert.percent}-{budget.from_ms}-{budget.limit.picousd}"
         headers = {
             "content-type": "application/json",
             **signed_headers(alert.secret, alert_id, now_ms // 1000, body),

@@ -7,7 +7,7 @@ import pytest
 import redis
 from sqlalchemy import Engine, select, text
 
-from billing.catalogue import budgets
+from billing.catalogue import budget_alerts, budgets
 from billing.catalogue.budget_periods import Per
 from billing.catalogue.money import Money
 from billing.contracts import store as contracts
@@ -68,6 +68,24 @@ def test_credits_less_tax_are_what_can_be_spent_until_the_next_invoice(shop: Sho
     assert shop.left() == ("18.00", "2.00")
     prepaid.set_prepaid(shop.connection, shop.tenant.tenant_id, False, OCTOBER)
     assert budgets.of_tenants(shop.connection, [shop.tenant.tenant_id]) == {}
+
+
+def test_an_alert_is_sent_again_when_a_credit_has_been_granted_since(shop: Shop) -> None:
+    shop.grant("11", OCTOBER)
+    shop.renew(OCTOBER)
+    (found,) = budgets.of_tenants(shop.connection, [shop.tenant.tenant_id])[shop.tenant.tenant_id]
+    budget_alerts.put(shop.connection, found.budget_id, 80, "http://127.0.0.1:1/")
+    for number in range(4):
+        shop.use(OCTOBER + number)
+    ((alert, _),) = budget_alerts.due(shop.connection, OCTOBER)
+    budget_alerts.sent(shop.connection, alert, found.from_ms)
+    assert budget_alerts.due(shop.connection, OCTOBER) == []
+    shop.grant("11", OCTOBER)
+    shop.renew(OCTOBER)
+    for number in range(4):
+        assert budget_alerts.due(shop.connection, OCTOBER) == []
+        shop.use(OCTOBER + number)
+    assert len(budget_alerts.due(shop.connection, OCTOBER)) == 1
 
 
 def test_an_expired_credit_still_pays_for_what_was_used_before(shop: Shop) -> None:

@@ -13,11 +13,12 @@ from sqlalchemy import Engine, update
 
 from billing.catalogue import budget_alerts, budgets
 from billing.catalogue.budget_alerts import Alert
+from billing.catalogue.budget_periods import Per
 from billing.catalogue.budgets import Budget
 from billing.schema.budgets import budget as budget_table
 from billing.schema.budgets import budget_spent
 from billing.usage.budget_alerts import AlertSender
-from tests.billing.usage.test_budgets import Shop
+from tests.billing.usage.test_budgets import USD, Shop
 from tests.fixtures.webhook import Webhook, trickle
 
 
@@ -176,6 +177,61 @@ def test_the_next_period_is_told_again(
         connection.execute(update(budget_spent).values(from_ms=budget.until_ms))
     sender.round()
     assert len(webhook.taken) == 2
+
+
+def told(webhook: Webhook) -> list[tuple[int, str]]:
+    """At how many percent of what."""
+    return [(said["percent"], said["usd"]) for said in (json.loads(body) for _, body in webhook.taken)]
+
+
+def test_an_alert_of_a_budget_that_was_set_higher_is_sent_again_when_it_is_reached_again(
+    shop: Shop, webhook: Webhook, sender: AlertSender
+) -> None:
+    budget = shop.put(Per.TOTAL)
+    for percent in (50, 80):
+        put_alert(shop, budget, percent, webhook.url)
+    spend(shop, budget, 9 * 10**11)
+    sender.round()
+    shop.put(Per.TOTAL, usd=1)
+    sender.round()
+    assert told(webhook) == [(50, "1.00"), (80, "1.00")]
+    shop.put(Per.TOTAL, usd=2)  # 45 % of it
+    sender.round()
+    assert len(webhook.taken) == 2
+    spend(shop, budget, 17 * 10**11)
+    sender.round()
+    assert told(webhook)[2:] == [(50, "2.00"), (80, "2.00")]
+    shop.put(Per.TOTAL, usd=1, by=2 * USD, until_ms=shop.now_ms + 10**9)  # 57 % of 3 USD
+    spend(shop, budget, 24 * 10**11)
+    sender.round()
+    assert told(webhook)[4:] == [(80, "3.00")]
+    assert len({headers["webhook-id"] for headers, _ in webhook.taken}) == 5
+
+
+def test_an_alert_that_is_set_again_is_sent_again(shop: Shop, webhook: Webhook, sender: AlertSender) -> None:
+    budget = shop.put()
+    old = put_alert(shop, budget, 50, webhook.url)
+    spend(shop, budget, 10**12)
+    sender.round()
+    put_alert(shop, budget, 50, webhook.url)
+    with shop.database.begin() as connection:
+        budget_alerts.sent(connection, old, budget.from_ms)  # by a round that began before
+    sender.round()
+    assert len(webhook.taken) == 2
+
+
+def test_a_budget_that_is_set_higher_while_its_alert_is_sent_is_told_again(
+    shop: Shop, webhook: Webhook, sender: AlertSender
+) -> None:
+    budget = shop.put()
+    put_alert(shop, budget, 80, webhook.url)
+    spend(shop, budget, 9 * 10**11)
+    webhook.before_answer = lambda: shop.put(usd=2)
+    sender.round()
+    webhook.before_answer = None
+    spend(shop, budget, 2 * 10**12)
+    sender.round()
+    assert told(webhook) == [(80, "1.00"), (80, "2.00")]
 
 
 def test_a_removed_alert_is_not_sent(shop: Shop, webhook: Webhook, sender: AlertSender) -> None:
