@@ -29,8 +29,14 @@ PARTS = ("event", "internal", "postings", "price")
 # Hex digits of each part's digest that an export carries, to say which part differs.
 PART_DIGITS = 16
 KINDS = ("uncached_input", "cached_input", "cache_write", "output")
+# Lines of invoices that follow from others, each by what tells it from the others of its type.
+DERIVED = {"discount": ("period", "above"), "covered": ("period",), "commitment": ("committed",)}
+# A line of usage, but for its period.
+GROUP = ("project", "model", "class", "contract", "price_id", "kind")
 LINE_CHARS_MAX = 4 * 1024 * 1024
 SHOWN_MAX = 50
+# Of a record that has other members, or other values in them.
+NOT_AS_IT_MUST_BE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
 
 
 class NotAnExport(Exception):
@@ -135,6 +141,9 @@ class Invoices:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._documents: list[dict[str, Any]] = []
+        self._notes: list[dict[str, Any]] = []
+        self._numbers: set[str] = set()
+        self._prices: dict[int, dict[str, Any]] = {}
         # By credit notes, of each invoice: so far.
         self._given_back: Counter[str] = Counter()
         # Those of which entries cannot be added up: their events were dropped.
@@ -142,26 +151,42 @@ class Invoices:
         self._own: dict[str, Counter[tuple[Any, ...]]] = {}
         self._late: dict[str, Counter[tuple[Any, ...]]] = {}
 
-    def take(self, record: dict[str, Any], signatures: Signatures) -> None:
-        """Check a document by itself."""
+    def price(self, record: dict[str, Any]) -> None:
+        """A price that entries name, and lines of usage."""
+        self._prices[record["price_id"]] = record
+
+    def take(self, record: dict[str, Any], tenant: str, signatures: Signatures) -> None:
+        """Check a document of the tenant by itself."""
         document, number = record["document"], record["number"]
         what = f"{document['document'].replace('_', ' ')} {number}"
         self._report.checked["invoices"] += 1
         self._report.expect(f"{what}: its number", number, document["number"])
+        self._report.expect(f"{what}: its tenant", document["tenant"]["id"], tenant)
+        if number in self._numbers:
+            self._report.differs(f"{what}: there is another document of this number")
+        self._numbers.add(number)
         if self._report.expect(f"{what}: the SHA-256 of its document", record["sha256"], digest(document)):
             text = b"taas invoice 1\n" + record["sha256"].encode()
             signatures.check(what, {**record, "key": record.get("key")}, text, self._report)
         check_sums(what, document, self._report)
         if document["document"] == "invoice":
             begins_ms = document["period"]["from_ms"]
+            if self._documents and in_order(self._documents[-1]) >= in_order(document):
+                self._report.differs(f"{what}: its number is before that of the invoice before it")
             if self._documents and self._documents[-1]["period"]["until_ms"] != begins_ms:
                 missing = f"{day(self._documents[-1]['period']['until_ms'])} until {day(begins_ms)} UTC"
                 self._report.differs(f"{what}: the invoice before it, from {missing}, is missing")
             for each in document.get("earlier", ()):
                 self._earlier(what, each)
+            if "earlier" in document and self._documents:
+                names = [each["period"]["name"] for each in self._documents]
+                late = {line["period"] for line in usage_lines(document)} & set(names)
+                said = sorted(each["period"] for each in document["earlier"] if each["period"] >= names[0])
+                self._report.expect(f"{what}: the periods of its late usage", said, sorted(late))
             self._documents.append(document)
             self._own[number], self._late[number] = Counter(), Counter()
         else:
+            self._notes.append(document)
             self._given_back[document["corrects"]] += -picousd_of(document["net"])
 
     def _earlier(self, what: str, said: dict[str, Any]) -> None:
@@ -189,16 +214,20 @@ class Invoices:
         """An entry of a request with an amount."""
         contract, class_ = event.get("contract", ""), "batch" if event.get("line") else event["class"]
         group = event["project"], event["model"], class_, contract, price
-        before = 0
-        for document in self._documents:
-            upto, period = document["ledger_upto"], document["period"]
-            if entry["entry"] <= upto:
-                own = period["from_ms"] <= event["ended_ms"] < period["until_ms"]
-                late = event["ended_ms"] < period["from_ms"] and entry["entry"] > before > 0
-                for wanted, sums in ((own, self._own), (late, self._late)):
-                    if wanted:
-                        sums[document["number"]].update({(*group, kind): tokens[kind] for kind in KINDS})
-            before = max(before, upto)
+        ended_ms, used_in = event["ended_ms"], ""
+        for before, document in zip([None, *self._documents], self._documents, strict=False):
+            period = document["period"]
+            if period["from_ms"] <= ended_ms < period["until_ms"]:
+                used_in = period["name"]
+            if entry["entry"] > document["ledger_upto"] or ended_ms >= period["until_ms"]:
+                continue
+            if used_in == period["name"]:
+                sums = self._own
+            elif before is not None and entry["entry"] > before["ledger_upto"]:
+                sums = self._late
+            else:
+                continue
+            sums[document["number"]].update({(used_in, *group, kind): tokens[kind] for kind in KINDS})
 
     def cannot_add(self, entry: dict[str, Any], chained_ms: int) -> None:
         """An entry that may be on invoices, without the event that would say so."""
@@ -207,9 +236,18 @@ class Invoices:
                 self._unknown.add(document["number"])
 
     def compare(self, header: dict[str, Any]) -> None:
-        """Lines of usage with what the entries add up to, where the export has all of the period."""
+        """Lines of usage with their prices, and with what the entries add up to where the export has all of
+        the period; credit notes with their invoices.
+        """
+        for note in self._notes:
+            self._note(note)
         for number, document in enumerate(self._documents):
             name, period = document["number"], document["period"]
+            for line in usage_lines(document):
+                if line["price_id"] in self._prices:
+                    price = prices_of(self._prices[line["price_id"]])[line["kind"]] * 10**6
+                    what = f"invoice {name}, line {line['line']}: its price, by price {line['price_id']}"
+                    self._report.expect(what, line["price"], plain(price))
             if name in self._unknown:
                 self._report.notes.append(
                     f"invoice {name}: its tokens were not added up, because retention has dropped usage "
@@ -234,19 +272,60 @@ class Invoices:
 
     def _compare(self, what: str, lines: list[dict[str, Any]], found: Counter[tuple[Any, ...]]) -> None:
         said: Counter[tuple[Any, ...]] = Counter()
+        known = {document["period"]["name"] for document in self._documents}
         for line in lines:
-            names = ("project", "model", "class", "contract", "price_id", "kind")
-            said[tuple(line[name] or "" for name in names)] += line["tokens"]
+            # Of usage from before the first invoice the export does not say which month it is put under.
+            used_in = line["period"] if line["period"] in known else ""
+            said[used_in, *(line[name] or "" for name in GROUP)] += line["tokens"]
         for key in sorted(said.keys() | found.keys(), key=str):
-            project, model, class_, contract, price, kind = key
-            where = f"{what}, {project} {model} {class_} {contract} price {price} {kind}".replace("  ", " ")
-            self._report.expect(f"{where}: its tokens", said[key], found[key])
+            used_in, project, model, class_, contract, price, kind = key
+            where = f"{what}, {used_in} {project} {model} {class_} {contract} price {price} {kind}"
+            self._report.expect(f"{where}: its tokens".replace("  ", " "), said[key], found[key])
             self._report.checked["invoice lines against entries"] += 1
+
+    def _note(self, note: dict[str, Any]) -> None:
+        """A credit note gives back a part of its invoice, and so much tax that what is left of that is the
+        tax on what is left.
+        """
+        what = f"credit note {note['number']}"
+        points, amount = note["terms"]["tax"]["basis_points"], -picousd_of(note["net"])
+        lines = [(line["type"], line.get("invoice")) for line in note["lines"]]
+        if lines != [("correction", note["corrects"])] or amount <= 0:
+            self._report.differs(f"{what}: it is not one line that gives back of {note['corrects']}")
+        corrected = [each for each in self._documents if each["number"] == note["corrects"]]
+        if not corrected:
+            self._report.notes.append(f"{what}: the export lacks its invoice {note['corrects']}")
+            # Both what was left and what is left are rounded.
+            if abs(-picousd_of(note["tax"]) - tax_on(amount, points)) > CENT:
+                self._report.differs(f"{what}: its tax is not that of what it gives back")
+            return
+        invoice = corrected[0]
+        self._report.expect(f"{what}: its rate of tax", points, invoice["terms"]["tax"]["basis_points"])
+        before = sum(
+            -picousd_of(each["net"])
+            for each in self._notes
+            if each["corrects"] == note["corrects"] and in_order(each) < in_order(note)
+        )
+        left = picousd_of(invoice["net"]) - before
+        if amount > left:
+            self._report.differs(f"{what}: it gives back more than is left of {note['corrects']}")
+        tax = tax_on(left - amount, points) - tax_on(left, points)
+        self._report.expect(f"{what}: its tax", note["tax"], plain(tax))
 
 
 def usage_lines(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines of tokens."""
     return [line for line in document["lines"] if line["type"] == "usage"]
+
+
+def in_order(document: dict[str, Any]) -> int:
+    """Documents of a kind are numbered in the order in which they were issued."""
+    return int(document["number"].rpartition("-")[2])
+
+
+def tax_on(net: int, basis_points: int) -> int:
+    """Rounded once, to the cent; none on a negative amount."""
+    return to_cents(Fraction(max(0, net) * basis_points, 10_000))
 
 
 def check_sums(what: str, document: dict[str, Any], report: Report) -> None:
@@ -259,20 +338,60 @@ def check_sums(what: str, document: dict[str, Any], report: Report) -> None:
         said = picousd_of(line["exact"])
         if abs(Fraction(picousd_of(line["amount"])) - to_cents(amount if amount is not None else said)):
             report.differs(f"{where}: {line['amount']} is not {line['exact']} to the cent")
-    if document["document"] == "invoice":
-        given = sum(line["type"] in ("discount", "covered") for line in document["lines"])
-        taken = [*discounts(document).values(), *covered(document).values()]
-        report.expect(f"{what}: its lines of discounts and of what is covered", given, sum(map(bool, taken)))
+        if amount is None and (document["document"] == "invoice" or line["type"] != "correction"):
+            report.differs(f"{where}: nothing says how much it is")
     net = sum(picousd_of(line["amount"]) for line in document["lines"])
     report.expect(f"{what}: the sum of its lines", document["net"], plain(net))
     tax = picousd_of(document["tax"])
     if document["document"] == "invoice":
-        points = document["terms"]["tax"]["basis_points"]
-        owed = to_cents(Fraction(max(0, net) * points, 10_000))
+        check_lines(what, document, report)
+        owed = tax_on(net, document["terms"]["tax"]["basis_points"])
         report.expect(f"{what}: its tax", document["tax"], plain(owed))
     report.expect(f"{what}: its total", document["total"], plain(net + tax))
-    paid = sum(picousd_of(each["amount"]) for each in document.get("credits", ()))
+    credits = {each["credit"]: picousd_of(each["amount"]) for each in document.get("credits", ())}
+    paid = sum(credits.values())
+    if credits and (
+        len(credits) < len(document["credits"]) or min(credits.values()) <= 0 or paid > net + tax
+    ):
+        report.differs(f"{what}: its credits pay more than it, or less than nothing, or one of them twice")
     report.expect(f"{what}: what is due", document["due"], plain(net + tax - paid))
+
+
+def check_lines(what: str, document: dict[str, Any], report: Report) -> None:
+    """That an invoice has each line that follows from others, once; that it charges capacity of its period
+    alone and no moment of it twice; and gives back of what it charges.
+    """
+    follow = {place: amount for place, amount in derived(document).items() if amount}
+    said = Counter(place_of(line) for line in document["lines"] if line["type"] in DERIVED)
+    for place in sorted(follow.keys() | said.keys(), key=str):
+        name = " ".join(str(each) for each in place if each is not None)
+        report.expect(f"{what}: its lines {name}", said[place], int(place in follow))
+    tiers = {(None, each["above"]): each["percent"] for each in document["terms"].get("tiers", ())}
+    for earlier in document.get("earlier", ()):
+        tiers |= {(earlier["period"], each["above"]): each["percent"] for each in earlier["tiers"]}
+    for line in document["lines"]:
+        if line["type"] == "discount" and place_of(line) in follow:
+            where, part = f"{what}, line {line['line']} (discount)", follow[place_of(line)]
+            percent = tiers[line.get("period"), line["above"]]
+            report.expect(f"{where}: its percent", line["percent"], percent)
+            report.expect(f"{where}: of what", line["of"], plain(-part * 100 / percent))
+    ends: dict[str, int] = {}
+    charged: Counter[tuple[Any, ...]] = Counter()
+    piece = ("contract", "from_ms", "until_ms", "price_per_unit_hour")
+    order = {"capacity": 0, "sla_credit": 1}
+    lines = [line for line in document["lines"] if line["type"] in order]
+    for line in sorted(lines, key=lambda line: (order[line["type"]], line["from_ms"])):
+        where, of = f"{what}, line {line['line']} ({line['type']})", tuple(line[name] for name in piece)
+        if line["type"] == "sla_credit":
+            if not charged[of]:
+                report.differs(f"{where}: no capacity is charged of which it could give back, or it was")
+            charged[of] = 0
+            continue
+        begins = max(document["period"]["from_ms"], ends.get(line["contract"], 0))
+        if not begins <= line["from_ms"] < line["until_ms"] <= document["period"]["until_ms"]:
+            report.differs(f"{where}: it is not within the period, or of a time that another line charges")
+        ends[line["contract"]] = max(begins, line["until_ms"])
+        charged[of] = 1
 
 
 def plain(picousd: int | Fraction) -> str:
@@ -330,28 +449,41 @@ def covered(document: dict[str, Any]) -> dict[str, Fraction]:
     return found
 
 
+def derived(document: dict[str, Any]) -> dict[tuple[Any, ...], Fraction]:
+    """The exact amounts, in pico-dollars, of the lines that follow from others, by `place_of`; 0: there is no
+    such line.
+    """
+    off = discounts(document)
+    amounts: dict[tuple[Any, ...], Fraction] = {("discount", *key): part for key, part in off.items()}
+    amounts |= {("covered", period): part for period, part in covered(document).items()}
+    held = [line for line in document["lines"] if line["type"] == "capacity"]
+    spent = sum(picousd_of(line["amount"]) for line in [*usage_of(document, None), *held])
+    spent += sum(to_cents(part) for (period, _), part in off.items() if period is None)
+    committed = document["terms"].get("commitment", "0")
+    amounts["commitment", committed] = Fraction(max(0, picousd_of(committed) - spent))
+    return amounts
+
+
+def place_of(line: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a line that follows from others from the rest of its type."""
+    return line["type"], *(line.get(name) for name in DERIVED[line["type"]])
+
+
 def expected_lines(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Fraction | None]]:
     """Each line with its exact amount in pico-dollars; None where only the document says it."""
-    lines, off, drawn = document["lines"], discounts(document), covered(document)
-    spent = sum(picousd_of(line["amount"]) for line in [
-        *usage_of(document, None), *(line for line in lines if line["type"] == "capacity"),
-    ]) + sum(to_cents(part) for (period, _), part in off.items() if period is None)  # fmt: skip
-    for line in lines:
+    follow = derived(document) if document["document"] == "invoice" else {}
+    for line in document["lines"]:
         amount: Fraction | None = None
         if line["type"] == "usage":
             amount = Fraction(line["tokens"]) * price_of(line["price"])
-        elif line["type"] == "discount":
-            amount = off.get((line.get("period"), line["above"]), Fraction(0))
-        elif line["type"] == "covered":
-            amount = drawn.get(line["period"], Fraction(0))
+        elif line["type"] in DERIVED:
+            amount = follow.get(place_of(line), Fraction(0))
         elif line["type"] == "capacity":
             each = picousd_of(line["price_per_unit_hour"]) * (line["until_ms"] - line["from_ms"])
             amount = Fraction(line["milliunits_per_second"] * each, 1_000 * 3_600_000)
         elif line["type"] == "sla_credit":
             each = picousd_of(line["price_per_unit_hour"]) * line["percent"]
             amount = -Fraction(line["milliunits_short"] * each, 1_000 * 3_600 * 100)
-        elif line["type"] == "commitment":
-            amount = Fraction(picousd_of(line["committed"]) - spent)
         yield line, amount
 
 
@@ -373,11 +505,18 @@ class Chain:
         self._expected = ""
         self._prices: dict[int, dict[str, Any]] = {}
         self._digests: dict[int, str] = {}
+        # By request: whether it had a price, or none yet, when it was recorded.
+        self._begun: dict[str, bool] = {}
+        # Those that got their price later.
+        self._corrected: set[str] = set()
+        # Lines of batches that a request was billed for.
+        self._lines: set[str] = set()
 
     def price(self, record: dict[str, Any]) -> None:
         """A price that later entries name."""
         self._report.checked["prices"] += 1
         self._prices[record["price_id"]] = record
+        self._invoices.price(record)
         self._digests[record["price_id"]] = digest({k: v for k, v in record.items() if k != "record"})
 
     def add(self, record: dict[str, Any]) -> None:
@@ -411,9 +550,44 @@ class Chain:
             report.differs(f"{what}: its place, moment, pricing or amount is not as it was recorded")
         self._expected = hashes[0] if moved else ""
         self.position, self.hash = record["position"], record["hash"]
-        if event and event.get("request_id") != facts.get("request_id"):
-            report.differs(f"{what}: its event is of request {event.get('request_id')}")
+        if facts.get("request_id"):
+            self._once(what, facts)
+        if event:
+            self._event(what, event, facts)
         self._receipt(what, record)
+
+    def _once(self, what: str, facts: dict[str, Any]) -> None:
+        """A request has one entry; if that has no price, one more that corrects it. They may be in the other
+        order: what an earlier version recorded is chained later.
+        """
+        name, corrects = facts["request_id"], facts.get("corrects", False)
+        if name in (self._corrected if corrects else self._begun):
+            self._report.differs(f"{what}: it is in the chain a second time")
+        if corrects:
+            self._corrected.add(name)
+        else:
+            self._begun[name] = facts["pricing"] != "unpriced"
+        if name in self._corrected and self._begun.get(name):
+            self._report.differs(f"{what}: it is priced a second time")
+
+    def _event(self, what: str, event: dict[str, Any], facts: dict[str, Any]) -> None:
+        """That it is of this request and tenant, and bills no more than was produced, nor a line of a batch
+        that another request was billed for.
+        """
+        report = self._report
+        if event.get("request_id") != facts.get("request_id"):
+            report.differs(f"{what}: its event is of request {event.get('request_id')}")
+        report.expect(f"{what}: the tenant of its event", event.get("tenant"), self._tenant)
+        for kind in ("prompt", "output"):
+            parts = (event.get(f"{name}_{kind}", 0) for name in ("billed", "absorbed"))
+            report.expect(f"{what}: produced_{kind}", event.get(f"produced_{kind}", 0), sum(parts))
+        tokens = billed(event)
+        if min(tokens.values()) < 0:
+            report.differs(f"{what}: it is billed less than no tokens")
+        if event.get("line") and any(tokens.values()) and not facts.get("corrects"):
+            if event["line"] in self._lines:
+                report.differs(f"{what}: line {event['line']} of a batch is billed a second time")
+            self._lines.add(event["line"])
 
     def _receipt(self, what: str, record: dict[str, Any]) -> None:
         """Tokens by kind × price = amount, which its postings move."""
@@ -435,6 +609,12 @@ class Chain:
             report.differs(f"{what}: the export lacks its price {record.get('price_id')}")
             return
         report.checked["receipts"] += 1
+        if not is_price_of(price, record["event"]):
+            report.differs(
+                f"{what}: price {price['price_id']} is not of its model, moment, class or contract"
+            )
+        if record["event"].get("anomaly") and not facts.get("corrects"):
+            report.differs(f"{what}: it is billed, though its usage is in doubt")
         tokens, prices = billed(record["event"]), prices_of(price)
         total = 0
         receipt = {line["kind"]: line for line in record["receipt"]}
@@ -478,6 +658,21 @@ def prices_of(price: dict[str, Any]) -> dict[str, int]:
     }  # fmt: skip
 
 
+def is_price_of(price: dict[str, Any], event: dict[str, Any]) -> bool:
+    """Whether it can be the price of a request: of its model, from before it started, and of its class and
+    contract or of all. One that was above its contract names none, and may pay by it.
+    """
+    classes = [None, event["class"], *(["batch"] if event.get("line") else [])]
+    contracts = [None, event.get("contract")]
+    spilled = "contract" not in event and event.get("decision", {}).get("why") == "spilled"
+    return (
+        price["model"] == event["model"]
+        and price["valid_from_ms"] <= event.get("started_ms", 0)
+        and price.get("class") in classes
+        and (spilled or price.get("contract_id") in contracts)
+    )
+
+
 class Verification:
     """One export, read line by line."""
 
@@ -507,7 +702,7 @@ class Verification:
         elif kind == "checkpoint":
             self._checkpoint(record, self._chain)
         elif kind == "invoice":
-            self._invoices.take(record, self._signatures)
+            self._invoices.take(record, self.header["tenant"]["id"], self._signatures)
         elif kind == "end":
             self._end(record, self._chain)
         else:
@@ -574,12 +769,15 @@ def verify(path: Path, key: Path) -> Verification:
     for record in records(path, report):
         try:
             verification.take(record)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as exc:
+        except NOT_AS_IT_MUST_BE as exc:
             where = f" (position {record['position']})" if "position" in record else ""
             report.differs(
                 f"a record {record['record']}{where} is not as it must be: {type(exc).__name__}: {exc}"
             )
-    verification.finish()
+    try:
+        verification.finish()
+    except NOT_AS_IT_MUST_BE as exc:
+        report.differs(f"its invoices are not as they must be: {type(exc).__name__}: {exc}")
     return verification
 
 

@@ -41,6 +41,7 @@ from billing.wire.ending import Ending
 from billing.wire.tokens import Tokens
 from billing.wire.usage_event import UsageEvent
 from tests.billing.cell.requests import CELL, CellRequest, empty
+from tests.billing.verified import KEY, assert_verified
 from tests.examples import examples
 
 DAY_MS = 86_400_000
@@ -168,7 +169,7 @@ class MoneyMachine(RuleBasedStateMachine):
             name = next_period(connection, self.tenant)
             if name is None or period(name, 1, "UTC")[1] > self.now_ms:
                 return
-            made = close(connection, self.raw, self.tenant, name, issuer="us", key=None, now_ms=self.now_ms)
+            made = close(connection, self.raw, self.tenant, name, issuer="us", key=KEY, now_ms=self.now_ms)
             self.documents[made.number] = made.document
 
     @rule(cents=st.integers(1, 3))
@@ -178,7 +179,7 @@ class MoneyMachine(RuleBasedStateMachine):
             if last is None or last.net - store.credited(connection, last.number) < Money(cents * 10**10):
                 return
             note = credit_notes.issue(
-                connection, last.number, Money(cents * 10**10), "x", key=None, now_ms=self.now_ms
+                connection, last.number, Money(cents * 10**10), "x", key=KEY, now_ms=self.now_ms
             )
             self.documents[note.number] = note.document
 
@@ -264,6 +265,7 @@ class MoneyMachine(RuleBasedStateMachine):
                 assert store.find(connection, number).document == document
             assert check_invoices(connection) == []
             assert check_ledger(connection) == []
+            assert_verified(connection, self.tenant)
             name = next_period(connection, self.tenant)
             if name is not None:
                 make_draft(connection, self.tenant, name, issuer="us", now_ms=self.now_ms)

@@ -40,6 +40,7 @@ from billing.schema.ledger import ledger_posting
 from billing.wire import redis_clock, redis_keys
 from tests.billing.events import event
 from tests.billing.ledger.test_price_scopes import OURS, sign
+from tests.billing.verified import KEY, assert_verified
 from tests.examples import examples
 
 OCTOBER, NOVEMBER, DECEMBER = (period(f"2023-{month}", 1, "UTC")[0] for month in (10, 11, 12))
@@ -75,8 +76,11 @@ class Books:
         )  # fmt: skip
         return ReceivedEvent.read(made.to_json())
 
-    def close(self, name: str, key: Ed25519PrivateKey | None = None) -> Stored:
+    def close(self, name: str, key: Ed25519PrivateKey = KEY) -> Stored:
         return close(self.connection, self.client, self.tenant, name, issuer="us", key=key, now_ms=ISSUED_MS)
+
+    def assert_verified(self) -> None:
+        assert_verified(self.connection, self.tenant)
 
     def owed(self) -> Money:
         return account_balance(self.connection, Account.RECEIVABLE, self.tenant.tenant_id)
@@ -184,6 +188,7 @@ def test_fault_47_late_usage_is_on_the_next_invoice_under_its_own_period(books: 
     for made in (first, second):
         assert compute_again(books.connection, made.number) == made.document
     assert [each[1] for each in lines(books.close("2023-12"))] == ["2023-10", "2023-10"]
+    books.assert_verified()
 
 
 def test_fault_47_a_price_that_is_set_later_puts_its_requests_on_the_next_invoice(books: Books) -> None:
@@ -225,6 +230,7 @@ def test_capacity_is_charged_used_or_not_and_what_was_short_is_given_back(books:
     assert compute_again(books.connection, made.number) == made.document
     assert books.owed() == Money.parse("1.90")
     assert account_balance(books.connection, Account.CAPACITY, OURS) == Money.parse("-2")
+    books.assert_verified()
 
 
 def test_the_oldest_credit_pays_first_and_one_that_expires_for_what_was_used_before(books: Books) -> None:
@@ -245,6 +251,7 @@ def test_the_oldest_credit_pays_first_and_one_that_expires_for_what_was_used_bef
     # 13.50 were granted, 3.50 used, and 1 expired.
     assert account_balance(books.connection, Account.CREDITS, tenant) == Money.parse("-9")
     assert account_balance(books.connection, Account.EXPIRED, tenant) == Money.parse("-1")
+    books.assert_verified()
 
 
 def test_terms_hold_from_the_period_after_them(database: Engine, raw_redis: redis.Redis) -> None:
@@ -265,6 +272,7 @@ def test_terms_hold_from_the_period_after_them(database: Engine, raw_redis: redi
         assert json.loads(second.document)["terms"]["prorated"] == {"days": 17, "of_days": 31}
         for made in (first, second):
             assert compute_again(connection, made.number) == made.document
+        books.assert_verified()
 
 
 def test_a_price_of_capacity_of_an_invoiced_time_is_refused(books: Books) -> None:
@@ -289,11 +297,12 @@ def test_credit_notes_give_back_all_the_tax_and_no_more(
         amount, left = Money.parse(note_usd), made.net
         while left > ZERO:
             part = min(amount, left)
-            credit_notes.issue(connection, made.number, part, "x", key=None, now_ms=ISSUED_MS)
+            credit_notes.issue(connection, made.number, part, "x", key=KEY, now_ms=ISSUED_MS)
             left -= part
         assert books.owed() == ZERO
         assert account_balance(connection, Account.TAX, books.tenant.tenant_id) == ZERO
         assert check_invoices(connection) == []
+        books.assert_verified()
 
 
 def test_a_credit_note_gives_back_no_more_than_there_is(database: Engine, raw_redis: redis.Redis) -> None:
@@ -302,16 +311,16 @@ def test_a_credit_note_gives_back_no_more_than_there_is(database: Engine, raw_re
         books.use(OCTOBER)
         made = books.close("2023-10")
         note = credit_notes.issue(
-            connection, made.number, Money.parse("0.50"), "an outage", key=None, now_ms=ISSUED_MS
+            connection, made.number, Money.parse("0.50"), "an outage", key=KEY, now_ms=ISSUED_MS
         )
         assert (note.number, str(note.total)) == ("CN-000001", "-0.55")
         for wrong in ("1.51", "0.001", "0.00", "-1.00"):
             with pytest.raises((Conflict, Invalid)):
                 credit_notes.issue(
-                    connection, made.number, Money.parse(wrong), "x", key=None, now_ms=ISSUED_MS
+                    connection, made.number, Money.parse(wrong), "x", key=KEY, now_ms=ISSUED_MS
                 )
         with pytest.raises(Invalid):
-            credit_notes.issue(connection, note.number, Money.parse("0.10"), "x", key=None, now_ms=ISSUED_MS)
+            credit_notes.issue(connection, note.number, Money.parse("0.10"), "x", key=KEY, now_ms=ISSUED_MS)
         assert compute_again(connection, made.number) == made.document
         assert books.owed() == Money.parse("1.65")
 
@@ -380,7 +389,7 @@ def test_whatever_happens_invoices_stay_and_the_ledger_is_their_sum(
             elif made and made[-1].kind == "invoice" and made[-1].net > ZERO:
                 cent = Money(10**10)
                 made.append(
-                    credit_notes.issue(connection, made[-1].number, cent, "x", key=None, now_ms=ISSUED_MS)
+                    credit_notes.issue(connection, made[-1].number, cent, "x", key=KEY, now_ms=ISSUED_MS)
                 )
         for each in made:
             assert store.find(connection, each.number) == each
@@ -410,6 +419,7 @@ def test_whatever_happens_invoices_stay_and_the_ledger_is_their_sum(
         assert books.owed() == dues + Money(int(exact_open))
         assert connection.execute(select(func.sum(ledger_posting.c.amount_picousd))).scalar_one() in {0, None}
         assert check_ledger(connection) == []
+        books.assert_verified()
         whole.rollback()
 
 
@@ -419,7 +429,7 @@ def issued(books: Books) -> Books:
     books.grant("1", OCTOBER)
     books.use(OCTOBER)
     number = books.close("2023-10").number
-    credit_notes.issue(books.connection, number, Money.parse("0.10"), "x", key=None, now_ms=ISSUED_MS)
+    credit_notes.issue(books.connection, number, Money.parse("0.10"), "x", key=KEY, now_ms=ISSUED_MS)
     assert check_invoices(books.connection) == []
     books.connection.execute(text("set constraints all immediate"))
     books.connection.execute(text("set session_replication_role = replica"))

@@ -17,6 +17,7 @@ from billing.invoices.terms import set_terms
 from billing.ledger.accounts import Account, account_balance
 from billing.ledger.check import check_ledger
 from tests.billing.invoices.test_close import HOUR_MS, ISSUED_MS, NOVEMBER, OCTOBER, Books, lines
+from tests.billing.verified import KEY
 
 
 def test_late_usage_draws_on_what_its_period_has_paid_unused(
@@ -50,6 +51,7 @@ def test_late_usage_draws_on_what_its_period_has_paid_unused(
         for made in (november, december):
             assert compute_again(connection, made.number) == made.document
         assert (check_invoices(connection), check_ledger(connection)) == ([], [])
+        books.assert_verified()
 
 
 @pytest.mark.parametrize(("note_usd", "drawn"), [("2.00", "-2.00"), ("4.00", "-1.00"), ("5.00", None)])
@@ -61,12 +63,12 @@ def test_what_a_credit_note_gave_back_of_a_commitment_is_not_drawn_on(
         books = Books(connection, raw_redis, commitment=Money.parse("5"))
         books.use(OCTOBER)
         first = books.close("2023-10")
-        credit_notes.issue(connection, first.number, Money.parse(note_usd), "x", key=None, now_ms=ISSUED_MS)
+        credit_notes.issue(connection, first.number, Money.parse(note_usd), "x", key=KEY, now_ms=ISSUED_MS)
         books.use(OCTOBER + 1)
         second = books.close("2023-11")
         assert [each[3] for each in lines(second) if each[0] == "covered"] == ([drawn] if drawn else [])
         # A note of later changes nothing of it.
-        credit_notes.issue(connection, second.number, Money.parse("0.01"), "x", key=None, now_ms=ISSUED_MS)
+        credit_notes.issue(connection, second.number, Money.parse("0.01"), "x", key=KEY, now_ms=ISSUED_MS)
         assert check_invoices(connection) == []
 
 
@@ -95,6 +97,7 @@ def test_a_period_that_another_day_makes_shorter_or_longer_has_its_part_of_the_c
         document = json.loads(second.document)
         assert str(second.net) == document["terms"]["commitment"] == committed
         assert compute_again(connection, second.number) == second.document
+        books.assert_verified()
 
 
 def test_usage_from_before_the_first_period_is_no_late_usage_of_it(
@@ -111,3 +114,16 @@ def test_usage_from_before_the_first_period_is_no_late_usage_of_it(
         assert [each[:2] for each in lines(books.close("2023-11"))] == [
             ("usage", "2023-09"), ("usage", "2023-09"), ("commitment", None),
         ]  # fmt: skip
+        books.assert_verified()
+
+
+def test_what_is_late_after_an_invoice_of_an_empty_ledger_is_verified(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
+    """It counted no transaction, so each one after it is later."""
+    with database.begin() as connection:
+        books = Books(connection, raw_redis, commitment=Money.parse("5"))
+        assert books.close("2023-10").ledger_upto == 0
+        books.use(OCTOBER)
+        assert str(books.close("2023-11").net) == "5.00"
+        books.assert_verified()
