@@ -2,6 +2,7 @@
 admin API, all repeatable.
 """
 
+import time
 from typing import Any, Final
 
 import httpx
@@ -47,9 +48,22 @@ def ensure_model(admin: AdminApi, entry: dict[str, Any], step: Step) -> dict[str
         raise StepFailed(f"model {name} is retired", f"taas model set {name} --status active")
     if not admin.rows("prices", model=name):
         admin.post("prices", model=name, **DEMO_PRICE)
-    price = admin.rows("prices", model=name)[0]
-    step.result = f"{name}: ${price['input']} in, ${price['output']} out per million tokens"
+    step.result = f"{name}: {_price_now(admin.rows('prices', model=name))}"
     return there
+
+
+def _price_now(prices: list[dict[str, Any]]) -> str:
+    """Of a model for all classes, without a contract."""
+    now_ms = time.time() * 1000
+    held = [
+        each
+        for each in prices
+        if each["class"] is None and each["contract"] is None and each["from_ms"] <= now_ms
+    ]
+    if not held:
+        return "its price begins later"
+    price = max(held, key=lambda each: (each["from_ms"], each["price_id"]))
+    return f"${price['input']} in, ${price['output']} out per million tokens"
 
 
 def ensure_instance(admin: AdminApi, settings: LocalSettings, model: str, step: Step) -> dict[str, Any]:

@@ -17,9 +17,11 @@ HOST: Final = "127.0.0.1"
 # worker keeps from its engine.
 HOME_MARK: Final = "LOCAL_TAAS_HOME"
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
-# Each process gets those that it needs: a gateway never holds the ledger's address or the admin key.
+# Each process gets those that it needs: a gateway never holds the ledger's address or the admin key. The
+# model is an argument of those that need it, so that nothing starts again in a shell that has `demo.env`.
 _GIVEN_ONE_BY_ONE: Final = frozenset(
     {
+        "TAAS_MODEL",
         "TAAS_REDIS_URL",
         "TAAS_DATABASE_URL",
         "TAAS_ADMIN_KEY",

@@ -55,10 +55,15 @@ def test_up_serves_and_bills_one_request_and_can_be_repeated(running: Home) -> N
     pids, key = running.pids(), read_env(running.folder / "demo.env")["OPENAI_API_KEY"]
     assert set(pids) == {"valkey", "billing", "gateway", "batch"}
 
-    again = running.run("up")
+    demo = read_env(running.folder / "demo.env")
+    dearer = running.taas("price", "set", "--model", demo["TAAS_MODEL"], "--input", "0.2", "--output", "0.8",
+                          "--from", "30d")  # fmt: skip
+    assert dearer.returncode == 0, dearer.stderr
+    again = running.run("up", **demo)  # in a shell that has sourced the file, as the README says
     assert again.returncode == 0, again.stdout + again.stderr
     check_served(again.stdout)
     assert running.pids() == pids, "what runs is left alone"
+    assert "$0.10 in, $0.40 out per million tokens" in again.stdout, "the price of now"
     assert read_env(running.folder / "demo.env")["OPENAI_API_KEY"] == key
 
     shown = running.run("status", "--json")
