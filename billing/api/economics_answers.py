@@ -67,8 +67,8 @@ class UnknownFigures(Answer):
 
 class EconomicsTotal(Answer):
     """The sum of all lines. `revenue` is that of tokens, of capacity and by the terms of invoices
-    (minimum commitments, less volume discounts), less `credits`. Null: nothing of it
-    is known.
+    (minimum commitments, less volume discounts and credit notes), less `credits`. Null: nothing of it is
+    known.
     """
 
     revenue: Usd

@@ -203,9 +203,9 @@ def costs(
     among: Among,
     group_by: Annotated[list[CostBy] | None, Query()] = None,
 ) -> dict[str, Any]:
-    """What is owed, by day: for tokens, for reserved capacity less what was short of it, and, where the
-    period of an invoice begins, what that charges by its tenant's terms. Beside tokens nothing is of a
-    project or a key. Prepaid credits, tax and rounding are on invoices only.
+    """What is owed, by day: for tokens, for reserved capacity less what was short of it; where the period of
+    an invoice begins, what that charges by its tenant's terms; and what credit notes of that day give back.
+    Beside tokens nothing is of a project or a key. Prepaid credits, tax and rounding are on invoices only.
     """
     names = [name for name in group_by or () if name != "line_item"]
     by_item = "line_item" in (group_by or ())

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """`revenue_terms`: what invoices add by their tenants' terms: minimum commitments, less volume discounts.
+    """`revenue_terms`: what invoices add by their tenants' terms: minimum commitments, less volume discounts,
+    and less what credit notes give back.
     `revenue_providers`: the part of the revenue from tokens that providers produced; it is no machine's.
     `sold`: what contracts hold and others do not use, and what requests without a contract use; `lent`: what
     contracts hold and others use; `idle`: the rest; `other`: of machines in other use. Together they are all

@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Final
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, select
 
 from billing.economics.expected import CapacityRate
 from billing.invoices import makers
@@ -24,8 +24,10 @@ from billing.schema.invoices import invoice
 from billing.schema.ledger import ledger_posting, ledger_transaction
 from billing.wire.invoice_lines import LINE_TYPES
 
-# What invoices add beside tokens, capacity and shortfalls: revenue is a credit, so it is negative.
+# What documents add beside tokens, capacity and shortfalls: revenue is a credit, so it is negative.
 _WORDS: Final = {type_.account: type_.owed for type_ in LINE_TYPES.values() if type_.owed}
+# When what a document has beside tokens counts: where its period begins, or when it gives something back.
+_counts_ms: Final = case((invoice.c.kind == "credit_note", invoice.c.issued_ms), else_=invoice.c.from_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,12 @@ def capacity_rates(connection: Connection, from_ms: int, until_ms: int) -> dict[
 
 @dataclass(frozen=True, slots=True)
 class ByTerms:
-    """What an invoice charges by its tenant's terms, in pico-dollars: volume discounts are negative."""
+    """What an invoice charges by its tenant's terms, or a credit note gives back, in pico-dollars: volume
+    discounts and what is given back are negative.
+    """
 
     tenant_id: str
-    begins_ms: int
+    counts_ms: int
     account: Account
     picousd: int
 
@@ -98,8 +102,10 @@ class ByTerms:
 def by_terms(
     connection: Connection, from_ms: int, until_ms: int, tenant_id: str | None = None
 ) -> list[ByTerms]:
-    """On invoices of periods that began in [from, until), of a tenant or of all."""
-    of = invoice.c.tenant_id, invoice.c.from_ms, ledger_posting.c.account
+    """On invoices of periods that began in [from, until) and credit notes that were issued then, of a tenant
+    or of all.
+    """
+    of = invoice.c.tenant_id, _counts_ms.label("counts_ms"), ledger_posting.c.account
     query = (
         select(*of, func.sum(ledger_posting.c.amount_picousd))
         .join_from(invoice, ledger_transaction, ledger_transaction.c.subject == invoice.c.number)
@@ -107,16 +113,16 @@ def by_terms(
         .where(
             ledger_transaction.c.kind == EntryKind.INVOICE.value,
             ledger_posting.c.account.in_(list(_WORDS)),
-            invoice.c.from_ms >= from_ms,
-            invoice.c.from_ms < until_ms,
+            _counts_ms >= from_ms,
+            _counts_ms < until_ms,
         )
         .group_by(*of)
     )
     if tenant_id is not None:
         query = query.where(invoice.c.tenant_id == tenant_id)
     return [
-        ByTerms(tenant, begins_ms, Account(account), -int(debit))
-        for tenant, begins_ms, account, debit in connection.execute(query)
+        ByTerms(tenant, counts_ms, Account(account), -int(debit))
+        for tenant, counts_ms, account, debit in connection.execute(query)
     ]
 
 
@@ -124,7 +130,8 @@ def beside_tokens(
     connection: Connection, edges_ms: Sequence[int], tenant_id: str | None
 ) -> list[tuple[int, str, int]]:
     """What is owed of a tenant or of all beside tokens: in which span between the edges, for what, and
-    pico-dollars. What terms charge is where the period of the invoice begins.
+    pico-dollars. What terms charge is where the period of the invoice begins, what a credit note gives back
+    when it was issued.
     """
     found = []
     for (contract, at), each in sorted(capacity_owed(connection, edges_ms, tenant_id).items()):
@@ -132,7 +139,7 @@ def beside_tokens(
         found.append((at, f"capacity that was short, {contract}", -each.credits))
     charged: defaultdict[tuple[int, str], int] = defaultdict(int)
     for term in by_terms(connection, edges_ms[0], edges_ms[-1], tenant_id):
-        charged[bisect_right(edges_ms, term.begins_ms) - 1, _WORDS[term.account]] += term.picousd
+        charged[bisect_right(edges_ms, term.counts_ms) - 1, _WORDS[term.account]] += term.picousd
     found += [(at, what, picousd) for (at, what), picousd in sorted(charged.items())]
     return [each for each in found if each[2]]
 

@@ -202,7 +202,7 @@ def read_used(connection: Connection, catalogue: Catalogue, months: Months) -> I
         made = Used(use=use, model=model, contract=contract, cost_makers=amount)
         found[catalogue.pool_of(model), month].append(made)
     for term in owed.by_terms(connection, months.edges_ms[0], months.edges_ms[-1]):
-        month = bisect_right(months.edges_ms, term.begins_ms) - 1
+        month = bisect_right(months.edges_ms, term.counts_ms) - 1
         use = catalogue.kinds.get(term.tenant_id, "external")
         made = Used(use=use, model="", revenue_terms=term.picousd)
         found[NO_POOL, month].append(made)

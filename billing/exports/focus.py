@@ -114,14 +114,16 @@ def _invoice(
         elif line.type not in {"usage", "capacity"}:
             yield _other(charges, line)
         yield from charges.rounding(line)
+    yield from _tax_and_credits(charges, document)
+
+
+def _tax_and_credits(charges: Charges, document: dict[str, Any], **given: Any) -> Iterator[Row]:
     tax = document["terms"]["tax"]
     amount, net = (Money.parse(document[name]).picousd for name in ("tax", "net"))
     if amount:
-        yield charges.tax(amount, net, tax["name"], tax["basis_points"])
-    for credit in document["credits"]:
-        paid = -Money.parse(credit["amount"]).picousd
-        line = InvoiceLine(f"credit/{credit['credit']}", "credit", {}, paid, paid)
-        yield charges.other(line, "Credit", f"Paid by {credit['credit']}")
+        yield charges.tax(amount, net, tax["name"], tax["basis_points"], **given)
+    for line in credits_of(document):
+        yield charges.other(line, *said_of(line), **given)
 
 
 def _open_period(
@@ -146,10 +148,7 @@ def _credit_note(account: Account, note: Stored) -> Iterator[Row]:
     for line in lines_of(document):
         yield _other(charges, line, **of_then)
         yield from charges.rounding(line)
-    tax = document["terms"]["tax"]
-    amount, net = (Money.parse(document[name]).picousd for name in ("tax", "net"))
-    if amount:
-        yield charges.tax(amount, net, tax["name"], tax["basis_points"], **of_then)
+    yield from _tax_and_credits(charges, document, **of_then)
 
 
 def lines_of(document: dict[str, Any]) -> list[InvoiceLine]:
@@ -163,8 +162,17 @@ def lines_of(document: dict[str, Any]) -> list[InvoiceLine]:
     ]  # fmt: skip
 
 
+def credits_of(document: dict[str, Any]) -> Iterator[InvoiceLine]:
+    """What of it credits pay or, of a credit note, get back; notes of earlier versions have none."""
+    for credit in document.get("credits", ()):
+        paid = -Money.parse(credit["amount"]).picousd
+        yield InvoiceLine(f"credit/{credit['credit']}", "credit", credit, paid, paid)
+
+
 def said_of(line: InvoiceLine) -> tuple[str, str]:
     """The category of a line, and a sentence."""
+    if line.type == "credit":
+        return "Credit", f"{'Paid by' if line.amount < 0 else 'Given back as'} {line.what['credit']}"
     type_ = LINE_TYPES[line.type]
     return type_.category, type_.said.format(**line.what)
 

@@ -16,7 +16,7 @@ from billing.catalogue.money import Money
 from billing.contracts import store as contracts
 from billing.contracts.terms import Contract
 from billing.exports.billing_periods import BillingPeriod, credit_notes_of
-from billing.exports.focus import Asked, account_of, lines_of, said_of
+from billing.exports.focus import Asked, account_of, credits_of, lines_of, said_of
 from billing.exports.focus_rows import CAPACITY, COMMITMENT, UNIT_HOURS, Account, InvoiceLine, json_text
 from billing.exports.table import ONE, Row
 from billing.invoices.lines import capacity_amount
@@ -60,9 +60,7 @@ def _details(account: Account, made: Stored) -> Iterator[Row]:
     lines = lines_of(document)
     if tax:
         lines.append(InvoiceLine("tax", "tax", {}, tax, tax))
-    for credit in document.get("credits", []):
-        paid = -Money.parse(credit["amount"]).picousd
-        lines.append(InvoiceLine(f"credit/{credit['credit']}", "credit", credit, paid, paid))
+    lines += credits_of(document)
     for line in lines:
         category, said = _said(line)
         yield {
@@ -90,9 +88,7 @@ def _details(account: Account, made: Stored) -> Iterator[Row]:
 
 
 def _said(line: InvoiceLine) -> tuple[str, str]:
-    if line.type == "tax":
-        return "Tax", "Tax"
-    return ("Credit", f"Paid by {line.what['credit']}") if line.type == "credit" else said_of(line)
+    return ("Tax", "Tax") if line.type == "tax" else said_of(line)
 
 
 def _grain(line: InvoiceLine) -> str:

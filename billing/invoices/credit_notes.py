@@ -1,4 +1,7 @@
-"""Credit notes: what of a final invoice is given back. The invoice itself stays."""
+"""Credit notes: what of a final invoice is given back. The invoice itself stays.
+
+What is due on the invoice is given back first, and then what credits have paid of it: as a credit.
+"""
 
 from dataclasses import replace
 
@@ -7,7 +10,7 @@ from sqlalchemy import Connection
 
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import hold_prices
-from billing.invoices import store
+from billing.invoices import credits, prepaid, store
 from billing.invoices.close import terms_of
 from billing.invoices.document import Facts, credit_note_document, sha256, signed
 from billing.invoices.lines import CENT_PICOUSD, Line, tax_on
@@ -27,6 +30,8 @@ def issue(
 ) -> Stored:
     """Give back so much of an invoice, before tax, and its tax. Raises NotFound; Invalid for an amount that
     is no positive number of cents; Conflict for more than the invoice, less earlier credit notes, has.
+
+    A credit that it gives back does not expire: the ones that paid may have.
     """
     hold_prices(connection)
     corrected = store.find(connection, number)
@@ -44,9 +49,18 @@ def issue(
     # of it and no more, however they are rounded.
     tax = tax_on(left - amount, terms) - tax_on(left, terms)
     facts = replace(Facts(**corrected.facts["facts"]), issued_ms=now_ms)
-    document = credit_note_document(made_number, number, reason, facts, terms, line, tax)
-    key_id, signature = signed(document, key)
     total = line.amount + tax
+    tenant_id = corrected.tenant_id
+    paid_by_credits = _paid_by_credits(connection, corrected, total)
+    granted = []
+    if paid_by_credits > ZERO:
+        # As old as the period that it had paid for, so that the next invoice may use it.
+        back = credits.grant(
+            connection, tenant_id, paid_by_credits, corrected.until_ms, note=f"given back by {made_number}"
+        )
+        granted.append((back.credit, -paid_by_credits))
+    document = credit_note_document(made_number, number, reason, facts, terms, line, tax, granted)
+    key_id, signature = signed(document, key)
     made = replace(
         corrected,
         number=made_number,
@@ -59,18 +73,27 @@ def issue(
         corrects=number,
         net=line.amount,
         total=total,
-        due=total,
+        due=total + paid_by_credits,
         issued_ms=now_ms,
     )
     store.write(connection, made)
     record_entry(connection, EntryKind.INVOICE, made_number, postings_of_note(made))
+    prepaid.renew(connection, tenant_id, now_ms)
     return made
+
+
+def _paid_by_credits(connection: Connection, corrected: Stored, total: Money) -> Money:
+    """What of a credit note credits have paid: what it gives back, with earlier ones, beyond what was due."""
+    given_back = store.given_back(connection, corrected.number) - total
+    return max(ZERO, min(-total, given_back - corrected.due))
 
 
 def postings_of_note(note: Stored) -> list[Posting]:
     """What it adds to the ledger."""
     return [
-        Posting(Account.RECEIVABLE, note.tenant_id, note.total),
+        Posting(Account.RECEIVABLE, note.tenant_id, note.due),
+        # What the credit that it gives back was paid with.
+        Posting(Account.FUNDS, note.tenant_id, note.total - note.due),
         Posting(Account.CORRECTION, note.tenant_id, -note.net),
         Posting(Account.TAX, note.tenant_id, note.net - note.total),
     ]

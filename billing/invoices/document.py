@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from billing.catalogue.money import Money
+from billing.catalogue.money import ZERO, Money
 from billing.invoices.lines import ROUNDING, Bill, Earlier, Line, Terms, Tier, exact_string
 from billing.ledger.chain_entry import canonical
 from billing.moments import utc
@@ -54,7 +54,6 @@ def invoice_document(
     """`earlier`: periods of which usage came late. `credits`: what is taken of each. `upto`: the last
     transaction of the ledger that was counted.
     """
-    paid = sum((amount.picousd for _, amount in credits), 0)
     reconciliation = {} if facts.reconciliation is None else {"reconciliation": facts.reconciliation}
     return canonical(
         {
@@ -86,16 +85,22 @@ def invoice_document(
             "net": str(bill.net),
             "tax": str(bill.tax),
             "total": str(bill.total),
-            "credits": [{"credit": grant, "amount": str(amount)} for grant, amount in credits],
-            "due": str(bill.total - Money(paid)),
+            **_due(bill.total, credits),
         }
     )
 
 
 def credit_note_document(
-    number: str, corrects: str, reason: str, facts: Facts, terms: Terms, line: Line, tax: Money
+    number: str,
+    corrects: str,
+    reason: str,
+    facts: Facts,
+    terms: Terms,
+    line: Line,
+    tax: Money,
+    credits: Sequence[tuple[str, Money]],
 ) -> bytes:
-    """What is given back of an invoice: amounts are negative."""
+    """What is given back of an invoice: amounts are negative. `credits`: what of it is granted as credits."""
     return canonical(
         {
             **_head("credit_note", number, facts),
@@ -106,9 +111,17 @@ def credit_note_document(
             "net": str(line.amount),
             "tax": str(tax),
             "total": str(line.amount + tax),
-            "due": str(line.amount + tax),
+            **_due(line.amount + tax, credits),
         }
     )
+
+
+def _due(total: Money, credits: Sequence[tuple[str, Money]]) -> dict[str, Any]:
+    """What credits pay, and what they leave."""
+    return {
+        "credits": [{"credit": grant, "amount": str(amount)} for grant, amount in credits],
+        "due": str(total - sum((amount for _, amount in credits), ZERO)),
+    }
 
 
 def _tiers(tiers: Sequence[Tier]) -> list[dict[str, Any]]:

@@ -133,7 +133,8 @@ def _sums(shown: Mapping[str, Any]) -> Table:
     ]
     rows.append(["Total", _thousands(shown["total"])])
     rows += [
-        [f"Credit {each['credit']}", f"-{_thousands(each['amount'])}"] for each in shown.get("credits", ())
+        [f"Credit {each['credit']}", _thousands(f"-{each['amount']}".removeprefix("--"))]
+        for each in shown.get("credits", ())
     ]
     rows.append(["Due (USD)", _thousands(shown["due"])])
     table = Table(rows, colWidths=[60 * mm, 24 * mm], hAlign="RIGHT")

@@ -150,6 +150,12 @@ def credited(connection: Connection, number: str) -> Money:
     return Money.from_sql(connection.execute(query).scalar_one())
 
 
+def given_back(connection: Connection, number: str) -> Money:
+    """The same with its tax."""
+    query = select(func.coalesce(func.sum(-invoice.c.total_picousd), 0)).where(invoice.c.corrects == number)
+    return Money.from_sql(connection.execute(query).scalar_one())
+
+
 def last_transaction(connection: Connection) -> int:
     """The newest of the ledger; 0 if it is empty."""
     query = select(func.coalesce(func.max(ledger_transaction.c.transaction_id), 0))

@@ -22,7 +22,7 @@ _KINDS: Final = {
 class LineType:
     """`account`: of the ledger, on which an invoice posts it; None: the ledger has it since it was recorded.
     `counts`: towards the minimum commitment of its period. `owed`: its name in economics, which read it from
-    invoices; None: they do not. `category` and `said`: in FOCUS. `brief`: for a table. `words`: what it is,
+    documents; None: they do not. `category` and `said`: in FOCUS. `brief`: for a table. `words`: what it is,
     how much of it, and at which price; given the name of the document's period, and those of projects.
     """
 
@@ -105,7 +105,8 @@ LINE_TYPES: Final = {
         words=lambda line, *_: (f"Commitment of {line['committed']} USD, what is left of it", "", ""),
     ),
     "correction": LineType(
-        account="correction", counts=False, owed=None, category="Adjustment", said="Given back of {invoice}",
+        account="correction", counts=False, owed="credit note", category="Adjustment",
+        said="Given back of {invoice}",
         brief=lambda line: f"{line['invoice']}",
         words=lambda line, *_: (f"Correction of {line['invoice']}", "", ""),
     ),

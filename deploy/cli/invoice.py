@@ -181,7 +181,11 @@ def _print(document: dict[str, Any]) -> None:
     else:
         click.echo("nothing was used")
     sums = {name: document[name] for name in ("net", "tax", "total")}
-    used = {f"credit {each['credit']}": f"-{each['amount']}" for each in document.get("credits", ())}
+    # Of a credit note they are below 0: it gives them back.
+    used = {
+        f"credit {each['credit']}": f"-{each['amount']}".removeprefix("--")
+        for each in document.get("credits", ())
+    }
     print_fields({**sums, **used, "due": document["due"]})
     for why, count in document.get("not_billed", {}).items():
         if count:

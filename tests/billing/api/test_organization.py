@@ -19,6 +19,7 @@ from billing.catalogue import tenants
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import set_price
 from billing.contracts import store as contracts
+from billing.invoices import credit_notes
 from billing.invoices.close import close
 from billing.invoices.lines import Terms
 from billing.invoices.terms import set_capacity_price, set_terms
@@ -202,7 +203,9 @@ def test_costs_have_capacity_and_what_terms_charge_beside_tokens(
         set_capacity_price(connection, contracts.find(connection, OURS), "2", 100, 0, begins)
         set_terms(connection, shop["acme"], Terms(commitment=Money.parse("50")), 0)
         tenant = tenants.find(connection, shop["acme"])
-        close(connection, raw_redis, tenant, "2023-11", issuer="us", key=None, now_ms=begins)
+        made = close(connection, raw_redis, tenant, "2023-11", issuer="us", key=None, now_ms=begins)
+        given_back = Money.parse("1.23")
+        credit_notes.issue(connection, made.number, given_back, "an outage", key=None, now_ms=1000 * DAY)
     start, end = DAY - DAY_S, DAY + 3 * DAY_S
     november = 1_698_796_800
     with sdk(nobody, shop["viewer"]) as organization:
@@ -218,6 +221,7 @@ def test_costs_have_capacity_and_what_terms_charge_beside_tokens(
             (start, f"reserved capacity, {OURS}"): "3.555555555556",
             (start, f"capacity that was short, {OURS}"): "-0.02",
             (DAY, f"reserved capacity, {OURS}"): "4.00",
+            (DAY, "credit note"): "-1.23",
         }
         assert Decimal("42.4") < Decimal(commitment) < Decimal("42.5")
         with database.connect() as connection:

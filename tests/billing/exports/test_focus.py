@@ -37,7 +37,8 @@ NOW_MS = DECEMBER + 14 * DAY_MS
 
 class World:
     """A tenant with two projects, a contract with prices of capacity and of tokens, a minimum commitment, a
-    volume discount, tax, a credit, late usage and a credit note. October and November are closed.
+    volume discount, tax, a credit, late usage and a credit note that gives some of the credit back. October
+    and November are closed.
     """
 
     def __init__(self, connection: Connection, client: redis.Redis) -> None:
@@ -74,7 +75,7 @@ class World:
         self.books.use(NOVEMBER + 9 * DAY_MS, (1, 0, 1))  # late
         self.books.use(DECEMBER + 5 * HOUR_MS, (9, 0, 9))
         self.note = credit_notes.issue(
-            connection, self.november.number, Money.parse("0.70"), "an outage", key=None, now_ms=NOW_MS - 1
+            connection, self.november.number, Money.parse("29.80"), "an outage", key=None, now_ms=NOW_MS - 1
         )
 
     def minute(self, nth: int, used_mu: int) -> None:
@@ -161,7 +162,7 @@ def test_late_usage_and_a_correction_are_in_the_period_on_whose_document_they_ar
     late = [row for row in world.rows() if row["ChargePeriodEnd"] <= row["BillingPeriodStart"]]
     assert [(row["InvoiceId"], row["ChargeClass"]) for row in late] == [
         (world.november.number, None), (world.november.number, None), (world.november.number, None),
-        (None, None), (None, None), (world.note.number, "Correction"), (world.note.number, "Correction"),
+        (None, None), (None, None), *[(world.note.number, "Correction")] * 3,
     ]  # fmt: skip
     october = world.rows(OCTOBER + 40 * DAY_MS - 40 * DAY_MS, OCTOBER + 5 * DAY_MS)
     assert {row["InvoiceId"] for row in october} == {world.october.number}

@@ -325,6 +325,38 @@ def test_a_credit_note_gives_back_no_more_than_there_is(database: Engine, raw_re
         assert books.owed() == Money.parse("1.65")
 
 
+def test_a_credit_note_gives_back_what_is_due_and_then_what_credits_have_paid(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
+    """2.20 USD, of which 1.50 is paid by a credit that has expired since: 0.70 was due."""
+    with database.begin() as connection:
+        books = Books(connection, raw_redis, tax_basis_points=1000)
+        books.use(OCTOBER)
+        books.grant("1.50", OCTOBER, OCTOBER + HOUR_MS)
+        made = books.close("2023-10")
+        tenant, given = books.tenant.tenant_id, []
+        for usd in ("0.50", "0.50", "1.00"):
+            given.append(
+                credit_notes.issue(connection, made.number, Money.parse(usd), "x", key=None, now_ms=ISSUED_MS)
+            )
+        # 0.55 each, and 1.10; the second is more than is left of what was due.
+        assert [str(note.due) for note in given] == ["-0.55", "-0.15", "0.00"]
+        back = {each.credit: each for each in credits.of_tenant(connection, tenant) if each.rest > ZERO}
+        listed = [each for note in given for each in json.loads(note.document)["credits"]]
+        assert {each["credit"]: each["amount"] for each in listed} == {
+            credit: f"-{each.amount}" for credit, each in back.items()
+        }
+        assert {each.note: str(each.amount) for each in back.values()} == {
+            "given back by CN-000002": "0.40", "given back by CN-000003": "1.10",
+        }  # fmt: skip
+        assert books.owed() == ZERO
+        assert account_balance(connection, Account.FUNDS, tenant) == Money.parse("1.50")
+        assert check_invoices(connection) == []
+        # The next invoice uses it.
+        books.use(NOVEMBER)
+        assert str(books.close("2023-11").due) == "0.70"
+
+
 def test_numbers_have_no_gaps_when_a_close_fails(database: Engine, raw_redis: redis.Redis) -> None:
     with database.begin() as connection:
         books = Books(connection, raw_redis)

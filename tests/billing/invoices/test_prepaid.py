@@ -11,7 +11,7 @@ from billing.catalogue import budget_alerts, budgets
 from billing.catalogue.budget_periods import Per
 from billing.catalogue.money import Money
 from billing.contracts import store as contracts
-from billing.invoices import credits, prepaid
+from billing.invoices import credit_notes, credits, prepaid
 from billing.invoices.lines import Terms
 from billing.invoices.terms import set_capacity_price, set_terms
 from billing.ledger.budget_spent import add_spent
@@ -153,6 +153,15 @@ def test_what_is_left_of_a_commitment_is_kept_back_until_it_is_on_its_invoice(sh
     shop.close("2023-11")
     shop.renew(DECEMBER)
     assert shop.left() == ("10.00", "0.00")
+
+
+def test_what_a_credit_note_gives_back_can_be_used_again(shop: Shop) -> None:
+    shop.grant("22", OCTOBER)
+    shop.use(OCTOBER + 5)
+    made = shop.close("2023-10")
+    assert shop.left() == ("18.00", "0.00")
+    credit_notes.issue(shop.connection, made.number, Money.parse("1.50"), "x", key=None, now_ms=NOVEMBER)
+    assert shop.left() == ("19.50", "0.00")
 
 
 def test_credits_are_listed_in_the_order_in_which_invoices_use_them(shop: Shop) -> None:
