@@ -27,4 +27,4 @@ def parse_metrics(text: str) -> EngineReading:
     page = vllm_metrics.read_page(text)
     if page.missing or page.counters is None:
         raise ValueError(f"the engine's metrics lack {', '.join(page.missing)}")
-    return EngineReading(EngineLoad(page.running, page.waiting, page.kv_usage), page.counters)
+    return EngineReading(page.load, page.counters)

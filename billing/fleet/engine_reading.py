@@ -110,7 +110,7 @@ def parse_counters(page: str) -> Reading:
         return Unreachable(str(exc), answers=True)
     if said.counters is None:
         return NoCounters(page=True)
-    return Counters(said.counters, EngineLoad(said.running, said.waiting, said.kv_usage), said.started)
+    return Counters(said.counters, said.load, said.started)
 
 
 def _refused(exc: BaseException) -> bool:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,11 +155,7 @@ class EngineWatch:
 
 def _load_fields(status: str, load: EngineLoad) -> dict[str, Any]:
     """The fields of an entry for this status and load."""
-    kv_usage = round(load.kv_usage, _KV_DIGITS)
-    return {
-        "status": status,
-        "load": {"running": load.running, "waiting": load.waiting, "kv_usage": kv_usage},
-    }
+    return {"status": status, "load": asdict(replace(load, kv_usage=round(load.kv_usage, _KV_DIGITS)))}
 
 
 def _by_hand(raw: bytes) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ lease has lapsed, and billing removes it a day later.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -143,11 +143,7 @@ class InstanceEntry:
                 "priority": self.priority,
                 "counts": self.counts,
                 "metrics": self.has_metrics,
-                "load": {
-                    "running": self.load.running,
-                    "waiting": self.load.waiting,
-                    "kv_usage": self.load.kv_usage,
-                },
+                "load": asdict(self.load),
                 "baseline": _counters_json(self.baseline),
                 "final": None if self.final is None else _final_json(self.final),
                 "earlier": [_final_json(ended) for ended in self.earlier],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Final
 
+from billing.wire.instance_entry import EngineLoad
 from billing.wire.tokens import CounterPair
 
 # The range of the ledger's columns; no engine counts that far.
@@ -22,15 +23,13 @@ _SERIES: Final = (_PROMPT, _GENERATION, _RUNNING, _WAITING, _KV_USAGE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmPage:
-    """Sums over the engines behind one server; `kv_usage` is that of the fullest, 0 to 1. `counters` None: it
-    counts no tokens. `missing`: names of series that are absent or unreadable, which are 0 here. `started`:
-    changes with the process, if the page has it.
+    """Sums over the engines behind one server. `counters` None: it counts no tokens. `missing`: names of
+    series that are absent or unreadable, which are 0 here. `started`: changes with the process, if the page
+    has it.
     """
 
     counters: CounterPair | None
-    running: int
-    waiting: int
-    kv_usage: float
+    load: EngineLoad
     started: str | None
     missing: tuple[str, ...]
 
@@ -57,9 +56,11 @@ def read_page(text: str) -> VllmPage:
         counters=CounterPair(totals[_PROMPT], totals[_GENERATION])
         if {_PROMPT, _GENERATION} <= found.keys()
         else None,
-        running=totals[_RUNNING],
-        waiting=totals[_WAITING],
-        kv_usage=max((float(value) for value in found.get(_KV_USAGE, ()) if value > 0), default=0.0),
+        load=EngineLoad(
+            running=totals[_RUNNING],
+            waiting=totals[_WAITING],
+            kv_usage=max((float(value) for value in found.get(_KV_USAGE, ()) if value > 0), default=0.0),
+        ),
         started=started,
         missing=tuple(name for name in _SERIES if name not in found),
     )
