@@ -17,7 +17,7 @@ from billing.findings import FindingKind
 from billing.ledger.provider_usage import Period, provider_usage
 from billing.moments import DAY_MS
 from billing.refusals import Invalid
-from billing.wire.engine_kinds import without_snapshot
+from billing.wire.engine_kinds import EXPORTING, without_snapshot
 
 router = APIRouter(prefix="/admin/v1/provider-usage", tags=["usage"], dependencies=[KNOWN_QUERY])
 
@@ -32,7 +32,7 @@ def _day(given: str) -> str:
     return given
 
 
-Provider = Literal["openai", "anthropic"]
+Provider = Literal[EXPORTING]  # type: ignore[valid-type]
 Day = Annotated[
     str, Field(max_length=10), AfterValidator(_day), WithJsonSchema({"type": "string", "format": "date"})
 ]

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from billing.wire.engine_kinds import OPENAI, key_headers
+from billing.wire.engine_kinds import KINDS, UsageExport, key_headers
 from deploy.cli.provider_export import ExportError
 
 _TIMEOUT_S: Final = 60.0
@@ -18,6 +18,7 @@ _PAGES_MAX: Final = 1_000
 # As many days as a page can have.
 _DAYS_A_PAGE: Final = 31
 _URLS: Final = {"openai": "https://api.openai.com", "anthropic": "https://api.anthropic.com"}
+# By the form of what it tells.
 _PATHS: Final = {
     "openai": ("/v1/organization/usage/completions", "/v1/organization/usage/embeddings"),
     "anthropic": ("/v1/organizations/usage_report/messages",),
@@ -32,6 +33,8 @@ def ask_provider(provider: str, key: str, span: tuple[str, str | None], url: str
 
     from billing.wire.certificates import checked_by
 
+    form = KINDS[provider].usage_export
+    assert form is not None, f"{provider} does not tell what was used"
     base = (url or _URLS[provider]).rstrip("/").removesuffix("/v1")
     begins, ends = _midnight(span[0]), _midnight(span[1] or datetime.now(UTC).isoformat())
     if span[1] is not None and datetime.fromisoformat(span[1]) > ends:
@@ -41,8 +44,8 @@ def ask_provider(provider: str, key: str, span: tuple[str, str | None], url: str
     pages: list[Any] = []
     try:
         with httpx.Client(timeout=_TIMEOUT_S, trust_env=False, verify=checked_by(base)) as client:
-            for path in _PATHS[provider]:
-                asked = _query(provider, begins, ends)
+            for path in _PATHS[form]:
+                asked = _query(form, begins, ends)
                 while True:
                     answer = client.get(base + path, params=asked, headers=key_headers(provider, key))
                     page = _page(answer.status_code, answer.content, base + path)
@@ -57,16 +60,18 @@ def ask_provider(provider: str, key: str, span: tuple[str, str | None], url: str
     return json.dumps([page | {"has_more": False} for page in pages])
 
 
-def _query(provider: str, begins: datetime, ends: datetime) -> dict[str, str | int]:
-    if provider == OPENAI:
-        return {
-            "start_time": int(begins.timestamp()), "end_time": int(ends.timestamp()), "bucket_width": "1d",
-            "group_by": "model", "limit": _DAYS_A_PAGE,
-        }  # fmt: skip
-    return {
-        "starting_at": f"{begins:%Y-%m-%dT%H:%M:%SZ}", "ending_at": f"{ends:%Y-%m-%dT%H:%M:%SZ}",
-        "bucket_width": "1d", "group_by[]": "model", "limit": _DAYS_A_PAGE,
-    }  # fmt: skip
+def _query(form: UsageExport, begins: datetime, ends: datetime) -> dict[str, str | int]:
+    match form:
+        case "openai":
+            return {
+                "start_time": int(begins.timestamp()), "end_time": int(ends.timestamp()),
+                "bucket_width": "1d", "group_by": "model", "limit": _DAYS_A_PAGE,
+            }  # fmt: skip
+        case "anthropic":
+            return {
+                "starting_at": f"{begins:%Y-%m-%dT%H:%M:%SZ}", "ending_at": f"{ends:%Y-%m-%dT%H:%M:%SZ}",
+                "bucket_width": "1d", "group_by[]": "model", "limit": _DAYS_A_PAGE,
+            }  # fmt: skip
 
 
 def _page(status: int, content: bytes, where: str) -> dict[str, Any]:

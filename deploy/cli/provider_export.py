@@ -11,12 +11,12 @@ OpenAI's input tokens have those of its cache in them, Anthropic's have not. Her
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from billing.wire.engine_kinds import without_snapshot
+from billing.wire.engine_kinds import KINDS, without_snapshot
 
 _COUNT_MAX: Final = 10**15
 
@@ -53,7 +53,8 @@ class Export:
 def read_export(text: str, provider: str, key_id: str | None = None) -> Export:
     """`key_id`: only what this API key used, by its id (in Anthropic's CSV: its name). Raises ExportError."""
     begins = text.lstrip("\ufeff \t\r\n")
-    rows = (_of_json if begins[:1] in ("{", "[") else _of_csv)(begins, provider)
+    form = _FORMS[KINDS[provider].usage_export]
+    rows = (_of_json if begins[:1] in ("{", "[") else _of_csv)(begins, form)
     export = Export({}, set())
     for place, day, row in rows:
         export.days.add(day)
@@ -62,8 +63,7 @@ def read_export(text: str, provider: str, key_id: str | None = None) -> Export:
         name = row.get("model") or row.get("model_version")
         if not isinstance(name, str) or not name:
             raise ExportError(f"{place} names no model: export the usage grouped by model")
-        counted = (_openai if provider == "openai" else _anthropic)(place, row)
-        export.counted.setdefault((day, without_snapshot(name)), Counted()).add(counted)
+        export.counted.setdefault((day, without_snapshot(name)), Counted()).add(form.read(place, row))
     if not export.days:
         raise ExportError("it covers no day")
     return export
@@ -72,7 +72,7 @@ def read_export(text: str, provider: str, key_id: str | None = None) -> Export:
 Rows = Iterable[tuple[str, str, Mapping[str, Any] | None]]
 
 
-def _of_json(text: str, provider: str) -> Rows:
+def _of_json(text: str, form: "_Form") -> Rows:
     """Each result with its place and day; None for a time in which nothing was used."""
     try:
         decoded = json.loads(text)
@@ -86,13 +86,13 @@ def _of_json(text: str, provider: str) -> Rows:
         if not isinstance(buckets, list):
             raise ExportError(f"page {number} has no list `data`")
         for index, bucket in enumerate(buckets):
-            yield from _of_bucket(f"page {number}, data[{index}]", bucket, provider)
+            yield from _of_bucket(f"page {number}, data[{index}]", bucket, form)
 
 
-def _of_bucket(place: str, bucket: Any, provider: str) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
+def _of_bucket(place: str, bucket: Any, form: "_Form") -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
     if not isinstance(bucket, dict) or not isinstance(bucket.get("results"), list):
         raise ExportError(f"{place} has no list `results`")
-    day = _day(place, bucket.get("start_time" if provider == "openai" else "starting_at"))
+    day = _day(place, bucket.get(form.time))
     yield place, day, None
     for index, row in enumerate(bucket["results"]):
         if not isinstance(row, dict):
@@ -102,16 +102,14 @@ def _of_bucket(place: str, bucket: Any, provider: str) -> Iterator[tuple[str, st
         yield f"{place}.results[{index}]", day, row
 
 
-def _of_csv(text: str, provider: str) -> Rows:
+def _of_csv(text: str, form: "_Form") -> Rows:
     reader = csv.DictReader(io.StringIO(text), strict=True)
     try:
         names = set(reader.fieldnames or ())
-        time = "start_time" if provider == "openai" else "usage_date_utc"
-        output = "output_tokens" if provider == "openai" else "usage_output_tokens"
-        if missing := {time, output} - names:
-            raise ExportError(f"its first line lacks {', '.join(sorted(missing))}, which {provider}'s has")
+        if missing := {form.csv_time, form.csv_output} - names:
+            raise ExportError(f"its first line lacks {', '.join(sorted(missing))}, which {form.name}'s has")
         for row in reader:
-            yield f"line {reader.line_num}", _day(f"line {reader.line_num}", row[time]), row
+            yield f"line {reader.line_num}", _day(f"line {reader.line_num}", row[form.csv_time]), row
     except csv.Error as exc:
         raise ExportError(f"it is no CSV: {exc}") from exc
 
@@ -162,3 +160,22 @@ def _count(place: str, row: Any, name: str) -> int:
     if isinstance(value, bool) or not (whole.isascii() and whole.isdecimal()) or int(whole) > _COUNT_MAX:
         raise ExportError(f"{place} has no count of tokens in {name}: {text[:40]!r}")
     return int(whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Where its JSON, and the CSV of its console, have the time; a column that only its CSV has; its reader
+    of a row.
+    """
+
+    name: str
+    time: str
+    csv_time: str
+    csv_output: str
+    read: Callable[[str, Mapping[str, Any]], Counted]
+
+
+_FORMS: Final[Mapping[str | None, _Form]] = {
+    "openai": _Form("openai", "start_time", "start_time", "output_tokens", _openai),
+    "anthropic": _Form("anthropic", "starting_at", "usage_date_utc", "usage_output_tokens", _anthropic),
+}

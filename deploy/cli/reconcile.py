@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from billing.wire.engine_kinds import PROVIDERS
+from billing.wire.engine_kinds import EXPORTING
 from deploy.cli.connection import call, call_list
 from deploy.cli.key_file import read_key_file
 from deploy.cli.moments import BACK, back
@@ -85,7 +85,7 @@ def show_balances(
 
 @reconcile.command("provider")
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--provider", required=True, type=click.Choice(PROVIDERS), help="Whose count it is.")
+@click.option("--provider", required=True, type=click.Choice(EXPORTING), help="Whose count it is.")
 @click.option("--instance", "instances", multiple=True, help="Compare with this instance only; repeat it.")
 @click.option("--key-id", help="Of the count, only what this API key of yours used: its id there.")
 @click.option(

@@ -162,6 +162,11 @@ def test_anthropics_figures_exclude_what_its_cache_has_to_do_with(told: Told, le
     ]  # fmt: skip
 
 
+def test_a_kind_that_tells_no_usage_is_not_read_as_another():
+    with pytest.raises(KeyError):
+        read_export(anthropic_page({"model": "m", "output_tokens": 1}), "vllm")
+
+
 def test_only_some_instances_are_compared(told: Told, ledger: Any, tmp_path: Path):
     ledger(
         went("openai", "m", "a", (10, 0, 1)),
