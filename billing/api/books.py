@@ -18,7 +18,7 @@ from billing.catalogue import models
 from billing.catalogue.money import MoneyError, parse_price, price_string
 from billing.invoices import books, makers
 from billing.invoices.books import Balance, Books
-from billing.invoices.makers import MakerTerms
+from billing.ledger.maker_terms import MakerTerms
 from billing.moments import HOUR_MS
 from billing.page import Order, page_of
 from billing.refusals import Invalid
@@ -32,7 +32,8 @@ _BALANCES: Final[Order[Balance]] = Order("balances", lambda each: (each.account,
 
 class MakerTermsSet(Body):
     """What the maker of a model gets for requests that end at `from` (the hour that begins next) or later: a
-    share of what tenants pay, or a price for each billed token, in USD per million. A share of 0 ends it.
+    share of what tenants pay for the model, its part of reserved capacity included, or a price for each
+    billed token, in USD per million. A share of 0 ends it.
     """
 
     model: ModelName

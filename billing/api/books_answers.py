@@ -18,7 +18,8 @@ class MakerTermsAnswer(Answer):
 
 class StatementLine(Answer):
     """What is owed to a maker for a model: `owed_so_far` for all until the end of the month, `amount` of it
-    not stated before. Tokens and revenue are of all until then.
+    not stated before, below 0 if more was given back. Tokens and `revenue`, what tenants pay for the model,
+    are of all until then.
     """
 
     maker: str

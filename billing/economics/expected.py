@@ -26,8 +26,9 @@ _NONE: Final = Fraction(0)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """The work of one kind of tenants under one contract, or none, of late. `units`: under a contract the
-    part of its rate that was used, else mu per second. `earned`, `listed`, `makers`: pico-dollars for each
-    mu.
+    part of its rate that was used, else mu per second. `earned`, `listed`: pico-dollars for each mu.
+    `makers`: likewise, what models' makers get as shares of that, and `makers_tokens` by prices of their own;
+    `makers_capacity`: the part that they get of what a contract's capacity costs.
     """
 
     use: str
@@ -35,6 +36,8 @@ class Asked:
     earned: Fraction = _NONE
     listed: Fraction | None = None
     makers: Fraction = _NONE
+    makers_tokens: Fraction = _NONE
+    makers_capacity: Fraction = _NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +110,15 @@ def expected(pool: PoolOutlook, from_ms: int, until_ms: int, demand: Demand = AS
         shared += min(max(_NONE, wanted), max(_NONE, machine_mu_s - working)) * length_ms
     capacity = sum(time.capacity for time in own.values())
     lent = _lent(total, used, round(shared) - (capacity - sum(total.values())))
+    held = {name: _held(pool, name, total[name], used[name], short[name], demand) for name in sorted(total)}
     return PoolMonth(
         own,
         taken,
-        held=[
-            replace(
-                _held(pool, name, total[name], used[name], short[name], demand),
-                lent_mu=lent.get(name, 0) // _MS,
-            )
-            for name in sorted(total)
-        ],
+        held=[replace(each, lent_mu=lent.get(name, 0) // _MS) for name, each in held.items()],
         used=[
             *(
-                _used(pool.held[name], used[name], demand, name)
-                for name in sorted(total)
+                _used(pool.held[name], used[name], demand, each)
+                for name, each in held.items()
                 if name in pool.held
             ),
             *_shared(pool.shared, shared, demand),
@@ -175,8 +173,10 @@ def _shared(some: Sequence[Asked], mu_ms: Fraction, demand: Demand) -> Iterator[
         yield _used(each, mu_ms * each.units / asked if asked else _NONE, demand)
 
 
-def _used(asked: Asked, mu_ms: Fraction, demand: Demand, contract: str = "") -> Used:
+def _used(asked: Asked, mu_ms: Fraction, demand: Demand, held: Held | None = None) -> Used:
     units_mu = round(mu_ms / _MS)
+    contract, capacity = ("", 0) if held is None else (held.contract, held.capacity_picousd - held.credits)
+    makers = (asked.makers * demand.price + asked.makers_tokens) * units_mu
     return Used(
         use=asked.use,
         model="",
@@ -184,7 +184,7 @@ def _used(asked: Asked, mu_ms: Fraction, demand: Demand, contract: str = "") -> 
         units_mu=units_mu,
         list_picousd=None if asked.listed is None else round(asked.listed * demand.price * units_mu),
         revenue=round(asked.earned * demand.price * units_mu),
-        cost_makers=round(asked.makers * demand.price * units_mu),
+        cost_makers=round(makers + asked.makers_capacity * capacity),
     )
 
 

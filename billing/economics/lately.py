@@ -4,6 +4,7 @@ that.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Final
 
@@ -21,6 +22,7 @@ from billing.economics.reading import (
     read_histories,
     read_used,
 )
+from billing.invoices.paid_for_models import PaidFor
 from billing.moments import DAY_MS
 
 BASIS_DAYS: Final = 28
@@ -66,13 +68,17 @@ def _lately(
         elif each.revenue_providers or each.cost_providers:
             away[each.use].append(each)
     signed = {each.contract: each.total for each in held}
+    capacity = {each.contract: each.capacity_picousd - each.credits for each in held}
     asked: dict[str, Asked] = {}
     shared: list[Asked] = []
     for (contract, use), some in sorted(groups.items()):
         if not any(each.units_mu for each in some):
             continue
         if contract and signed.get(contract):
-            asked[contract] = _asked(use, some, Fraction(1000, signed[contract]), most=Fraction(1))
+            made = _asked(use, some, Fraction(1000, signed[contract]), most=Fraction(1))
+            if capacity[contract] > 0:
+                made = replace(made, makers_capacity=_makers(some, PaidFor.CAPACITY, capacity[contract]))
+            asked[contract] = made
         elif not contract:
             shared.append(_asked(use, some, Fraction(1000, length_ms)))
     elsewhere = [
@@ -95,5 +101,11 @@ def _asked(use: str, some: Sequence[Used], unit: Fraction, most: Fraction | None
         units=units if most is None else min(units, most),
         earned=Fraction(sum(each.revenue for each in some), units_mu),
         listed=Fraction(sum(listed), units_mu) if listed else None,
-        makers=Fraction(sum(each.cost_makers for each in some), units_mu),
+        makers=_makers(some, PaidFor.TOKENS, units_mu),
+        makers_tokens=_makers(some, PaidFor.EACH_TOKEN, units_mu),
     )
+
+
+def _makers(some: Sequence[Used], of: PaidFor, whole: int) -> Fraction:
+    """What documents took off or gave back is not expected again."""
+    return Fraction(sum(each.cost_makers for each in some if each.makers_of == of), whole)

@@ -88,6 +88,7 @@ class Held:
 class Used:
     """Requests of one kind of tenants for one model under one contract, or none. `units_mu`: their work on
     machines of ours. `list_picousd`: what that would cost at list prices; None without such a price.
+    `makers_of`: what `cost_makers` is of (`PaidFor`).
     """
 
     use: str
@@ -100,6 +101,7 @@ class Used:
     revenue_terms: int = 0
     cost_providers: int | None = None
     cost_makers: int = 0
+    makers_of: str | None = None
     cost_unknown_requests: int = 0
     price_unknown_requests: int = 0
 

@@ -4,8 +4,8 @@ by the terms of their invoices; and to the makers of models.
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from typing import Final
@@ -14,12 +14,11 @@ from sqlalchemy import Connection, case, func, select
 
 from billing.economics.expected import CapacityRate
 from billing.invoices import makers
-from billing.invoices.lines import Reserved, capacity_amount, short_amount
-from billing.invoices.terms import CapacityPrice, capacity_charges, first_minutes
+from billing.invoices.capacity_owed import capacity_by_time
+from billing.invoices.lines import capacity_amount
+from billing.invoices.paid_for_models import PaidFor
+from billing.invoices.terms import capacity_charges
 from billing.ledger.accounts import Account, EntryKind
-from billing.moments import HOUR_MS
-from billing.schema.books import maker_terms
-from billing.schema.capacity import contract_hour, contract_minute
 from billing.schema.invoices import invoice
 from billing.schema.ledger import ledger_posting, ledger_transaction
 from billing.wire.invoice_lines import LINE_TYPES
@@ -46,26 +45,9 @@ def capacity_owed(
     """By contract and month, of a tenant or of all; `edges_ms`: where months begin, and where the last
     ends.
     """
-    charges: defaultdict[tuple[str, int], Fraction] = defaultdict(Fraction)
-    credits: defaultdict[tuple[str, int], Fraction] = defaultdict(Fraction)
-    pieces = capacity_charges(connection, edges_ms[0], edges_ms[-1], tenant_id)
-    for piece, _ in pieces:
-        for month, (from_ms, until_ms) in enumerate(pairwise(edges_ms)):
-            length_ms = min(piece.until_ms, until_ms) - max(piece.from_ms, from_ms)
-            if length_ms > 0:
-                charges[piece.contract, month] += capacity_amount(
-                    replace(piece, from_ms=0, until_ms=length_ms)
-                )
-    firsts = first_minutes(pieces)
-    for contract, minute_ms, mu in _short_minutes(connection, edges_ms, pieces):
-        for piece, price in pieces:
-            first_ms = firsts[piece.contract, piece.from_ms]
-            if piece.contract == contract and first_ms <= minute_ms < piece.until_ms:
-                month = bisect_right(edges_ms, minute_ms) - 1
-                credits[contract, month] += short_amount(mu, price.picousd, price.sla_percent)
     return {
-        name: CapacityOwed(round(charge), round(credits.get(name, Fraction(0))))
-        for name, charge in charges.items()
+        place: CapacityOwed(round(charge), round(credits))
+        for place, (charge, credits) in capacity_by_time(connection, edges_ms, tenant_id).items()
     }
 
 
@@ -144,41 +126,14 @@ def beside_tokens(
     return [each for each in found if each[2]]
 
 
-def maker_shares(connection: Connection, edges_ms: Sequence[int]) -> dict[tuple[str, str, str, int], int]:
-    """What is owed to models' makers by tenant, model, contract and month, in pico-dollars."""
-    sums: defaultdict[tuple[str, str, str, int], Fraction] = defaultdict(Fraction)
-    if connection.execute(select(maker_terms.c.version).limit(1)).first() is None:
-        # To look for them in each hour of each month takes as long as all the rest.
-        return {}
-    for month, (from_ms, until_ms) in enumerate(pairwise(edges_ms)):
-        for each in makers.owed(connection, from_ms, -(-until_ms // HOUR_MS) * HOUR_MS):
-            sums[each.tenant, each.model, each.contract, month] += each.exact
-    return {group: round(exact) for group, exact in sums.items()}
-
-
-def _short_minutes(
-    connection: Connection, edges_ms: Sequence[int], pieces: Iterable[tuple[Reserved, CapacityPrice]]
-) -> list[tuple[str, int, int]]:
-    """Contract, minute and mu, of contracts that get something back. Hours without a shortfall are not
-    looked at.
+def maker_shares(
+    connection: Connection, edges_ms: Sequence[int]
+) -> dict[tuple[str, str, str, PaidFor, int], int]:
+    """What is owed to models' makers by tenant, model, contract, what it is for, and month, in pico-dollars.
+    Each is rounded once.
     """
-    given_back = sorted({piece.contract for piece, price in pieces if price.sla_percent})
-    hour, minute = contract_hour.c, contract_minute.c
-    query = (
-        select(minute.contract_id, minute.minute_ms, minute.shortfall_mu)
-        .join_from(
-            contract_hour,
-            contract_minute,
-            (minute.contract_id == hour.contract_id)
-            & (minute.minute_ms >= hour.hour * HOUR_MS)
-            & (minute.minute_ms < (hour.hour + 1) * HOUR_MS),
-        )
-        .where(
-            hour.contract_id.in_(given_back),
-            hour.shortfall_mu > 0,
-            hour.hour >= edges_ms[0] // HOUR_MS,
-            minute.minute_ms < edges_ms[-1],
-            minute.shortfall_mu > 0,
-        )
-    )
-    return [(row.contract_id, row.minute_ms, row.shortfall_mu) for row in connection.execute(query)]
+    sums: defaultdict[tuple[str, str, str, PaidFor, int], Fraction] = defaultdict(Fraction)
+    for month, (from_ms, until_ms) in enumerate(pairwise(edges_ms)):
+        for each in makers.owed(connection, from_ms, until_ms):
+            sums[each.tenant, each.model, each.contract, each.of, month] += each.exact
+    return {group: round(exact) for group, exact in sums.items()}

@@ -197,9 +197,9 @@ def read_used(connection: Connection, catalogue: Catalogue, months: Months) -> I
     ):  # fmt: skip
         found[pool, month].append(used)
     shares = owed.maker_shares(connection, months.edges_ms)
-    for (tenant_id, model, contract, month), amount in shares.items():
+    for (tenant_id, model, contract, paid_for, month), amount in shares.items():
         use = catalogue.kinds.get(tenant_id, "external")
-        made = Used(use=use, model=model, contract=contract, cost_makers=amount)
+        made = Used(use=use, model=model, contract=contract, cost_makers=amount, makers_of=paid_for)
         found[catalogue.pool_of(model), month].append(made)
     for term in owed.by_terms(connection, months.edges_ms[0], months.edges_ms[-1]):
         month = bisect_right(months.edges_ms, term.counts_ms) - 1

@@ -16,7 +16,7 @@ from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import hold_prices
 from billing.invoices import makers, store
 from billing.invoices.lines import to_cents
-from billing.invoices.makers import Owed
+from billing.invoices.paid_for_models import Owed
 from billing.invoices.periods import next_name, period
 from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
 from billing.ledger.backfill import HELD
@@ -137,7 +137,7 @@ def _statements(
                 "model": model,
                 "billed_prompt": sum(each.prompt for each in some),
                 "billed_output": sum(each.output for each in some),
-                "revenue": str(Money(sum(each.revenue_picousd for each in some))),
+                "revenue": str(Money(round(sum(each.paid for each in some)))),
                 "owed_so_far": str(amount + before),
                 "amount": str(amount),
             }

@@ -63,7 +63,7 @@ def maker() -> None:
 @maker.command("set")
 @click.option("--model", required=True, help="The model.")
 @click.option("--maker", "name", required=True, help="Who made it.")
-@click.option("--share", metavar="PERCENT", help="Of what tenants pay. 0 ends it.")
+@click.option("--share", metavar="PERCENT", help="Of all that tenants pay for the model. 0 ends it.")
 @click.option("--input", "input_price", metavar="USD", help="Instead: for a million billed input tokens.")
 @click.option("--output", metavar="USD", help="And for a million billed output tokens.")
 @click.option("--from", "since", metavar="WHEN", help=f"A whole hour: {AHEAD}. Default: the next one.")

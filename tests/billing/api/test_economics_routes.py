@@ -14,12 +14,12 @@ from billing.catalogue import tenants
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import set_price
 from billing.contracts import lifecycle, store
-from billing.invoices import makers
+from billing.invoices import credit_notes, makers
 from billing.invoices.close import close
 from billing.invoices.lines import Terms, Tier
-from billing.invoices.makers import MakerTerms
 from billing.invoices.terms import set_capacity_price, set_terms
 from billing.ledger.entries import ReceivedEvent, record_events
+from billing.ledger.maker_terms import MakerTerms
 from billing.schema.capacity import contract_minute
 from billing.wire.usage_event import CapacityClass
 from tests.billing.contracts.selling import DAY, POOL, furnish, take, terms
@@ -95,8 +95,8 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
     20,000 × 4 = 720,000 units, 200 unit-hours: 150 more than was lent. Idle are 1,200,000 − 192,000 − 150.
     Revenue: 1 × 2 + 0.2 × 8 = 3.60 and 0.64 × 2 + 0.02 × 8 = 1.44 USD: 5.04 at list prices, 0.0072 an hour.
     The contract's capacity is 1,920 USD, less 2 × 0.01 for the 7,200 units, 2 unit-hours, that were missing:
-    1,925 in all. The maker gets a quarter of bolt's, 0.36 USD. All 1,440,000 at list prices would be
-    10,368 USD; 1,925 are 18.57 % of that.
+    1,925 in all. The maker gets a quarter of bolt's, 0.36 USD, and of the contract's capacity from the 16th
+    on, 1,800 USD: 450.36. All 1,440,000 at list prices would be 10,368 USD; 1,925 are 18.57 % of that.
     """
     report = ask(admin, by="quarter,use")
     assert [(line["quarter"], line["use"]) for line in report["lines"]] == [
@@ -104,8 +104,8 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
     ]  # fmt: skip
     external, research = report["lines"]
     total = report["total"]
-    assert (external["cost"], research["cost"], total["cost"]) == ("5280.36", "1200.00", "6480.36")
-    assert (total["revenue"], total["margin"]) == ("1925.00", "-4555.36")
+    assert (external["cost"], research["cost"], total["cost"]) == ("5730.36", "1200.00", "6930.36")
+    assert (total["revenue"], total["margin"]) == ("1925.00", "-5005.36")
     assert external["unit_hours"] == {
         "calibrated": "1200000", "sold": "192100", "lent": "50", "idle": "1007850", "other": "0",
         "used": "700",
@@ -117,15 +117,15 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
     }  # fmt: skip
     assert (total["revenue_capacity"], total["credits"]) == ("1920.00", "0.04")
     assert (total["machine_hours"], total["gpu_hours"], total["kwh"]) == ("1440", "11520", "14400")
-    # 6,480.36 ÷ 14,400.
-    assert total["per_kwh"]["cost"] == "0.450025"
+    # 6,930.36 ÷ 14,400.
+    assert total["per_kwh"]["cost"] == "0.481275"
     assert total["economic_utilization_percentage"] == "18.57"
     by_contract = {line["contract"]: line for line in ask(admin, by="contract")["lines"]}
-    assert (by_contract[november]["cost"], by_contract[november]["revenue"]) == ("844.80", "1923.56")
+    assert (by_contract[november]["cost"], by_contract[november]["revenue"]) == ("1294.80", "1923.56")
     by_model = {line["model"]: line for line in ask(admin, by="model,pool")["lines"]}
     assert by_model[POOL]["revenue"] == "5.04"
     # 500 + 150 unit-hours × 0.0044, and what the maker gets.
-    assert (by_model[POOL]["cost_machines"], by_model[POOL]["cost_makers"]) == ("2.86", "0.36")
+    assert (by_model[POOL]["cost_machines"], by_model[POOL]["cost_makers"]) == ("2.86", "450.36")
     ways = [
         "", "quarter", "month", "use", "pool", "model", "contract", "month,use,pool,model,contract"
     ]  # fmt: skip
@@ -136,16 +136,20 @@ def test_a_month_by_hand(admin: TestClient, november: str) -> None:
 def test_the_revenue_of_a_tenant_is_its_invoice(
     admin: TestClient, november: str, database: Engine, raw_redis: redis.Redis
 ) -> None:
-    """Half off beyond 1 USD of tokens: 3.60 − 1.30 + 1,920 − 0.04 = 1,922.26 USD, and bolt's 1.44."""
+    """Half off beyond 1 USD of tokens: 3.60 − 1.30 + 1,920 − 0.04 = 1,922.26 USD, and bolt's 1.44. A
+    credit note gives 10 back.
+    """
     with database.begin() as connection:
         acme = tenants.find(connection, "acme")
         set_terms(connection, acme.tenant_id, Terms(tiers=(Tier(Money.parse("1"), 50),)), 0)
         made = close(connection, raw_redis, acme, "2025-11", issuer="us", key=None, now_ms=ms("2026-01-01"))
+        back = {"key": None, "now_ms": ms("2025-11-30")}
+        credit_notes.issue(connection, made.number, Money.parse("10"), "an outage", **back)
     assert json.loads(made.document)["net"] == "1922.26"
     total = ask(admin)["total"]
-    assert (total["revenue"], total["revenue_terms"]) == ("1923.70", "-1.30")
+    assert (total["revenue"], total["revenue_terms"]) == ("1913.70", "-11.30")
     by_pool = {line["pool"]: line["revenue"] for line in ask(admin, by="pool")["lines"]}
-    assert by_pool == {POOL: "1925.00", None: "-1.30"}
+    assert by_pool == {POOL: "1925.00", None: "-11.30"}
 
 
 def test_the_machines_of_a_pool_have_versions_that_stay(
@@ -164,8 +168,8 @@ def test_the_machines_of_a_pool_have_versions_that_stay(
 
 
 def test_what_is_expected_is_what_was_used_and_earned_of_late(admin: TestClient, database: Engine) -> None:
-    """Of a day: 3.60 USD under a contract and 1.44 beside it, of which the maker gets a quarter; so 5.04 USD
-    for each such day of the quarter, and a tenth less at lower prices.
+    """Of a day: 3.60 USD under a contract, whose capacity costs 5 an hour, and 1.44 beside it, and the maker
+    gets a quarter of all; so 5.04 USD for each such day of the quarter, and a tenth less at lower prices.
     """
     with database.begin() as connection:
         shop = furnish(connection)
@@ -176,8 +180,13 @@ def test_what_is_expected_is_what_was_used_and_earned_of_late(admin: TestClient,
         since_ms = at_ms - 2 * DAY
         draft = lifecycle.draft(connection, terms(acme, 500, since_ms, at_ms + 400 * DAY), now_ms=since_ms)
         contract = lifecycle.sign(connection, draft.contract_id, now_ms=since_ms).contract_id
+        priced = store.find(connection, contract)
+        set_capacity_price(connection, priced, "0.01", 100, since_ms, since_ms)
         shared = {"model": POOL, "pool": POOL, "started_ms": at_ms - 3 * HOUR}
         asked = [
+            # So that the capacity of this month is for the model, if it has just begun.
+            event("req_c", (1, 0, 0), tenant=acme, contract=contract, class_=CapacityClass.RESERVED,
+                  **shared | {"started_ms": at_ms - 10, "ended_ms": at_ms - 5}),
             event("req_a", (1_000_000, 0, 200_000), tenant=acme, contract=contract,
                   class_=CapacityClass.RESERVED, **shared),
             event("req_b", (640_000, 0, 20_000), tenant=bolt, **shared),
@@ -191,7 +200,9 @@ def test_what_is_expected_is_what_was_used_and_earned_of_late(admin: TestClient,
     # The day begins with its first hour.
     basis_ms = from_ms - (from_ms - DAY) // HOUR * HOUR
     before, after = found["total"]["before"], found["total"]["after"]
-    assert float(before["revenue"]) == pytest.approx(5.04 * (until_ms - from_ms) / basis_ms, rel=1e-6)
+    assert float(before["revenue"]) == pytest.approx(
+        5.040002 * (until_ms - from_ms) / basis_ms + 5 * (until_ms - from_ms) / HOUR, rel=1e-6
+    )
     assert float(before["cost_makers"]) == pytest.approx(float(before["revenue"]) / 4, rel=1e-6)
     assert float(after["revenue"]) == pytest.approx(float(before["revenue"]) * 0.9, rel=1e-6)
     assert before["unit_hours"]["used"] == after["unit_hours"]["used"]

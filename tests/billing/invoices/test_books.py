@@ -1,7 +1,9 @@
 """The books of a month: what makers and providers are owed, and what was absorbed, each once."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -9,22 +11,37 @@ import redis
 from msgspec.structs import replace
 from sqlalchemy import Engine, text
 
-from billing.catalogue import models
+from billing.catalogue import models, tenants
 from billing.catalogue.models import ModelSpec
 from billing.catalogue.money import ZERO, Money
-from billing.catalogue.price_book import COST, set_price
+from billing.catalogue.price_book import COST, Scope, set_price
+from billing.contracts import store as contracts
 from billing.economics import owed
-from billing.invoices import makers
+from billing.invoices import credit_notes, makers
 from billing.invoices.books import balances, close_books, find
-from billing.invoices.makers import MakerTerms
+from billing.invoices.lines import Terms, Tier
+from billing.invoices.paid_for_models import PaidFor
+from billing.invoices.terms import set_capacity_price, set_terms
 from billing.ledger.accounts import Account, account_balance
 from billing.ledger.check import check_ledger
 from billing.ledger.entries import ReceivedEvent, record_events
+from billing.ledger.maker_terms import MakerTerms
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.wire.ending import Ending
 from tests.billing.events import event
-from tests.billing.invoices.test_close import DECEMBER, HOUR_MS, ISSUED_MS, NOVEMBER, OCTOBER, Books
+from tests.billing.invoices.test_close import (
+    DECEMBER,
+    HOUR_MS,
+    ISSUED_MS,
+    NOVEMBER,
+    OCTOBER,
+    SHORT_MINUTE,
+    Books,
+)
+from tests.billing.ledger.test_price_scopes import OURS, START_MS, sign
 from tests.fixtures.gateway import wait_until
+
+PAID_FOR_MODELS = {Account.REVENUE, Account.DISCOUNT, Account.CAPACITY, Account.SLA}
 
 
 @pytest.fixture
@@ -62,8 +79,101 @@ def test_a_maker_gets_its_share_and_later_a_price_for_each_token(books: Books) -
     assert find(books.connection, "2023-11").statements["lab"][0] == november
     shares = owed.maker_shares(books.connection, (OCTOBER, NOVEMBER, DECEMBER))
     tenant = books.tenant.tenant_id
-    assert shares == {(tenant, "m1", "", 0): 493_600_000_000, (tenant, "m1", "", 1): 300_000_000_000}
+    assert shares == {
+        (tenant, "m1", "", PaidFor.TOKENS, 0): 493_600_000_000,
+        (tenant, "m1", "", PaidFor.EACH_TOKEN, 1): 300_000_000_000,
+    }
     assert check_ledger(books.connection) == []
+
+
+def test_a_maker_gets_its_share_of_what_discounts_and_credit_notes_leave(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
+    """6 USD of m1 and 4 of m2; 30 % off what is above 2 are 2.40, of which 1.44 are m1's. Of 4.56 a fifth is
+    0.912. Half of the invoice is given back in November, and the other half in December.
+    """
+    with database.begin() as connection:
+        books = Books(connection, raw_redis, tiers=(Tier(Money.parse("2"), 30),))
+        for model in ("m1", "m2"):
+            models.create(connection, ModelSpec(name=model, context_tokens=4096))
+        set_price(connection, "m2", input="1", cached_input="1", output="2", valid_from_ms=0)
+        makers.set_terms(connection, terms(0, 2000))
+        for model, count in (("m1", 3), ("m2", 2)):
+            for _ in range(count):
+                books.use(OCTOBER, model=model)
+        number = books.close("2023-10").number
+        (october,) = close(books, "2023-10")
+        assert (october["revenue"], october["amount"]) == ("4.56", "0.91")
+        half = Money.parse("3.80")
+        credit_notes.issue(connection, number, half, "x", key=None, now_ms=NOVEMBER)
+        credit_notes.issue(connection, number, half, "x", key=None, now_ms=DECEMBER)
+        (november,) = close(books, "2023-11")
+        assert (november["revenue"], november["owed_so_far"], november["amount"]) == ("2.28", "0.46", "-0.45")
+        (december,) = close(books, "2023-12")
+        assert (december["revenue"], december["owed_so_far"]) == ("0.00", "0.00")
+        assert account_balance(connection, Account.MAKER, "lab/m1") == ZERO
+
+
+def test_all_that_is_paid_for_models_is_divided_among_them(database: Engine, raw_redis: redis.Redis) -> None:
+    """Makers of all that is paid, who change within a period, of a tenant in a zone of half hours: reserved
+    capacity of 2.00 USD whose tokens cost nothing, 0.10 given back for what was short, discounts, late usage.
+    """
+    with database.begin() as connection:
+        books = Books(connection, raw_redis)
+        books.tenant = tenants.create(connection, "globex", time_zone="Asia/Kolkata")
+        tenant = books.tenant.tenant_id
+        tiers = (Tier(Money.parse("1"), 10), Tier(Money.parse("3"), 33))
+        set_terms(connection, tenant, Terms(tiers=tiers, commitment=Money.parse("50")), 0)
+        for model in ("m1", "m2"):
+            models.create(connection, ModelSpec(name=model, context_tokens=4096))
+        set_price(connection, "m2", input="0.3", cached_input="1", output="1.7", valid_from_ms=0)
+        sign(connection, OURS, tenant)
+        connection.execute(SHORT_MINUTE, {"id": OURS, "minute": START_MS - START_MS % 60_000})
+        step = text("insert into contract_step values (:id, :from_ms, 1000)")
+        connection.execute(step, {"id": OURS, "from_ms": START_MS})
+        contract = contracts.find(connection, OURS)
+        set_capacity_price(connection, contract, "2", 500, 0, ISSUED_MS)
+        free = {"input": "0", "cached_input": "0", "output": "0"}
+        for model in ("m1", "m2"):
+            scope = Scope(contract_id=OURS)
+            set_price(connection, model, **free, valid_from_ms=0, scope=scope, now_ms=lambda: 0)
+        within = {"class_": "reserved", "contract": OURS}
+        for model, tokens in (("m1", (3000, 0, 0)), ("m2", (1000, 0, 0))):
+            books.use(START_MS + 60_000, tokens, model=model, **within)
+        # In hours that begin in the period before, and around the change of makers.
+        for at_ms in (NOVEMBER - 5 * HOUR_MS - HOUR_MS // 3, START_MS - HOUR_MS, START_MS + HOUR_MS):
+            books.use(at_ms, (1_000_003, 7, 500_001), model="m1")
+            books.use(at_ms, (3_000_001, 0, 1), model="m2")
+        change_ms = START_MS // HOUR_MS * HOUR_MS + HOUR_MS
+        for model in ("m1", "m2"):
+            for maker, from_ms in (("lab", 0), ("other", change_ms)):
+                made = MakerTerms(model=model, maker=maker, from_ms=from_ms, share_basis_points=10_000)
+                makers.set_terms(connection, made)
+        invoices = [books.close("2023-11")]
+        books.use(START_MS + 5, (777_777, 3, 1), model="m2")  # late
+        books.use(DECEMBER, (2_000_000, 0, 0))
+        invoices.append(books.close("2023-12"))
+        found = makers.owed(connection, 0, ISSUED_MS)
+        of_capacity = defaultdict(Fraction)
+        for each in found:
+            if each.contract:
+                of_capacity[each.model, each.maker] += each.exact
+        # 800 of 3,600 seconds are after the change, and what was short was before it.
+        later = Fraction(2 * 800, 3600)
+        assert of_capacity == {
+            (model, maker): 10**12 * part * paid
+            for model, part in (("m1", Fraction(3, 4)), ("m2", Fraction(1, 4)))
+            for maker, paid in (("lab", 2 - later - Fraction(1, 10)), ("other", later))
+        }
+        earned = sum((each.amount for each in balances(connection) if each.account in PAID_FOR_MODELS), ZERO)
+        assert sum(each.exact for each in found) == sum(each.paid for each in found) == -earned.picousd
+        # What is given back whole leaves nothing to anybody, and in no month more than it should be.
+        for each in invoices:
+            credit_notes.issue(connection, each.number, each.net, "x", key=None, now_ms=ISSUED_MS - 1)
+        left = defaultdict(Fraction)
+        for each in makers.owed(connection, 0, ISSUED_MS):
+            left[each.model, each.maker, each.contract] += each.exact
+        assert set(left.values()) == {Fraction(0)}
 
 
 def test_terms_of_makers_begin_at_a_whole_hour_and_in_no_closed_month(books: Books) -> None:
