@@ -107,7 +107,7 @@ class RaisedAnswer(Answer):
 class BudgetState(Answer):
     """A budget in its current period; `until_ms` null: it has no end. `left` is below 0 where more was
     spent than the budget is now. `runs_out_ms`: when it is used up, if spending goes on as in this period so
-    far; null: not in this period.
+    far, since its first request; null: not in this period, or nothing is spent.
     """
 
     per: Literal["day", "month", "window", "total", "prepaid"]

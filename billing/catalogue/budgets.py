@@ -15,6 +15,7 @@ from billing.catalogue.budget_periods import Per, Window, period_of
 from billing.catalogue.money import Money
 from billing.catalogue.names import BUDGET_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
+from billing.moments import DAY_MS
 from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Invalid, NotFound
 from billing.schema.budgets import budget as table
@@ -26,13 +27,17 @@ LIMIT_PICOUSD: Final = table.c.amount_picousd + func.coalesce(table.c.raised_pic
 _COUNTED: Final = and_(
     budget_spent.c.budget_id == table.c.budget_id, budget_spent.c.from_ms == table.c.from_ms
 )
+# What is so far ahead is not worth saying.
+_FORESEEN_MS: Final = 36_525 * DAY_MS
 # Many periods end at the same midnight.
 _AT_ONCE: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """One budget in its current period, [from, until). `limit`: its amount, and what it is raised by now."""
+    """One budget in its current period, [from, until). `limit`: its amount, and what it is raised by now.
+    `first_ms`: since when something of it is spent, if anything is.
+    """
 
     budget_id: str
     tenant_id: str
@@ -46,6 +51,7 @@ class Budget:
     until_ms: int | None
     zone: str
     spent: Money
+    first_ms: int | None = None
     window: Window | None = None
 
     def period_at(self, moment_ms: int) -> int:
@@ -59,16 +65,18 @@ class Budget:
         return self.amount if self.raised is None else self.amount + self.raised
 
     def runs_out_ms(self, now_ms: int) -> int | None:
-        """When it is used up if spending goes on as in its period so far; None if that is after the period,
-        or cannot be said.
+        """When it is used up if spending goes on as in its period so far, since it began to be spent; None if
+        that is after the period, or cannot be said. `total` and `prepaid` end no period.
         """
         left = max(0, self.limit.picousd - self.spent.picousd)
         if not left:
             return now_ms
-        if self.until_ms is None or self.spent.picousd <= 0:
+        since_ms = max(self.from_ms, now_ms if self.first_ms is None else self.first_ms)
+        if since_ms >= now_ms or self.spent.picousd <= 0:
             return None
-        moment_ms = now_ms + left * max(0, now_ms - self.from_ms) // self.spent.picousd
-        return moment_ms if moment_ms < self.until_ms else None
+        moment_ms = now_ms + left * (now_ms - since_ms) // self.spent.picousd
+        ends_ms = None if self.per is Per.PREPAID else self.until_ms
+        return moment_ms if moment_ms < (now_ms + _FORESEEN_MS if ends_ms is None else ends_ms) else None
 
     def covers(self, project_id: str, key_id: str) -> bool:
         """Whether a request of this project and key of its tenant counts."""
@@ -281,7 +289,12 @@ def _due() -> Any:
 
 def _select() -> Select[Any]:
     return (
-        select(table, tenant.c.time_zone, func.coalesce(budget_spent.c.amount_picousd, 0).label("spent"))
+        select(
+            table,
+            tenant.c.time_zone,
+            func.coalesce(budget_spent.c.amount_picousd, 0).label("spent"),
+            budget_spent.c.first_ms,
+        )
         .join(tenant, tenant.c.tenant_id == table.c.tenant_id)
         .outerjoin(budget_spent, _COUNTED)
     )
@@ -304,6 +317,7 @@ def _budget(row: Row[Any]) -> Budget:
         if row.window_days is None
         else Window(row.window_days, date.fromisoformat(row.window_starts)),
         spent=Money.from_sql(row.spent),
+        first_ms=row.first_ms,
     )
 
 

@@ -5,9 +5,9 @@ A request belongs to the period in which it ended, as in usage reports.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, case, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue.budget_periods import Per
@@ -15,8 +15,12 @@ from billing.catalogue.budgets import Budget, of_tenants
 from billing.catalogue.price_book import hold_prices
 from billing.ledger.entries import RecordedEvent
 from billing.ledger.usage_report import usage_between
+from billing.moments import HOUR_MS
 from billing.schema.budgets import budget_spent
+from billing.schema.ledger import usage_hour
 
+# An amount, and when the first request of it began.
+_Spent: TypeAlias = tuple[int, int]
 # What is on no invoice yet though its moment is: recorded after that invoice.
 _LATE: Final = text("""
     select coalesce(sum(p.amount_picousd), 0)
@@ -31,25 +35,32 @@ def add_spent(
 ) -> frozenset[str]:
     """Add new requests to the budgets that cover them. Returns those of these tenants that have budgets."""
     by_tenant = of_tenants(connection, tenant_ids)
-    sums: dict[tuple[str, int], int] = {}
+    sums: dict[tuple[str, int], _Spent] = {}
     for item in recorded:
         event = item.event
         for budget in by_tenant.get(event.tenant, ()):
             if item.amount.picousd and budget.covers(event.project, event.key_id):
                 period = budget.budget_id, budget.period_at(event.ended_ms)
-                sums[period] = sums.get(period, 0) + item.amount.picousd
+                amount, first_ms = sums.get(period, (0, event.started_ms))
+                sums[period] = (amount + item.amount.picousd, min(first_ms, event.started_ms))
     if sums:
         # The same order everywhere, so that two consumers cannot deadlock.
         statement = insert(budget_spent).values(
             [
-                {"budget_id": budget_id, "from_ms": from_ms, "amount_picousd": amount}
-                for (budget_id, from_ms), amount in sorted(sums.items())
+                {"budget_id": budget_id, "from_ms": from_ms, "amount_picousd": amount, "first_ms": first_ms}
+                for (budget_id, from_ms), (amount, first_ms) in sorted(sums.items())
             ]
         )
-        added = budget_spent.c.amount_picousd + statement.excluded.amount_picousd
+        new, old = statement.excluded, budget_spent.c
+        # Not known of what an earlier version has counted.
+        earlier = (old.amount_picousd == 0) | (new.first_ms < old.first_ms)
         connection.execute(
             statement.on_conflict_do_update(
-                index_elements=["budget_id", "from_ms"], set_={"amount_picousd": added}
+                index_elements=["budget_id", "from_ms"],
+                set_={
+                    "amount_picousd": old.amount_picousd + new.amount_picousd,
+                    "first_ms": case((earlier, new.first_ms), else_=old.first_ms),
+                },
             )
         )
     return frozenset(by_tenant)
@@ -77,18 +88,30 @@ def recount(connection: Connection, budgets: Sequence[Budget]) -> None:
     for budget in budgets:
         usage = usage_between(budget.tenant_id, budget.from_ms, budget.until_ms).c
         query = select(func.coalesce(func.sum(usage.amount_picousd), 0))
+        first = select(func.min(usage_hour.c.hour) * HOUR_MS).where(
+            usage_hour.c.tenant == budget.tenant_id,
+            usage_hour.c.hour >= budget.from_ms // HOUR_MS,
+            usage_hour.c.amount_picousd > 0,
+        )
         if budget.project_id is not None:
             query = query.where(usage.project == budget.project_id)
+            first = first.where(usage_hour.c.project == budget.project_id)
         if budget.key_id is not None:
             query = query.where(usage.key_id == budget.key_id)
+            first = first.where(usage_hour.c.key_id == budget.key_id)
+        first_ms = connection.execute(first).scalar_one()
         amount = connection.execute(query).scalar_one()
         if budget.per is Per.PREPAID:
-            amount += connection.execute(_LATE, {"tenant": budget.tenant_id}).scalar_one()
+            late = connection.execute(_LATE, {"tenant": budget.tenant_id}).scalar_one()
+            amount += late
+            first_ms = budget.from_ms if late else first_ms
         statement = insert(budget_spent).values(
-            budget_id=budget.budget_id, from_ms=budget.from_ms, amount_picousd=amount
+            budget_id=budget.budget_id, from_ms=budget.from_ms, amount_picousd=amount, first_ms=first_ms
         )
+        # What was noted when it was recorded is no whole hour.
+        noted = func.coalesce(budget_spent.c.first_ms, statement.excluded.first_ms)
         connection.execute(
             statement.on_conflict_do_update(
-                index_elements=["budget_id", "from_ms"], set_={"amount_picousd": amount}
+                index_elements=["budget_id", "from_ms"], set_={"amount_picousd": amount, "first_ms": noted}
             )
         )

@@ -54,13 +54,15 @@ budget = Table(
     ),
 )
 
-# What requests that ended in a period cost, kept in the SQL transactions that record them.
+# What requests that ended in a period cost, kept in the SQL transactions that record them. `first_ms`: when
+# the first of them that cost something began, or the hour in which it ended.
 budget_spent = Table(
     "budget_spent",
     metadata,
     Column("budget_id", Text, ForeignKey(budget.c.budget_id, ondelete="CASCADE"), primary_key=True),
     Column("from_ms", BigInteger, primary_key=True, autoincrement=False),
     Column("amount_picousd", Numeric(38, 0), nullable=False),
+    Column("first_ms", BigInteger),
 )
 
 # Who is told when so much of a budget is spent. `sent_from_ms`: the period for which it was. After a failure

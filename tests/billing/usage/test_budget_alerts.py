@@ -64,7 +64,7 @@ def spend(shop: Shop, budget: Budget, picousd: int) -> None:
         connection.execute(
             update(budget_spent)
             .where(budget_spent.c.budget_id == budget.budget_id)
-            .values(amount_picousd=picousd)
+            .values(amount_picousd=picousd, first_ms=budget.from_ms)
         )
 
 
@@ -261,5 +261,9 @@ def test_when_it_runs_out_if_spending_goes_on_so(
     out_ms = seen.runs_out_ms(now_ms)
     expected = None if out_at_percent is None else budget.from_ms + length_ms * out_at_percent // 100
     assert out_ms == expected
-    in_total = replace(seen, until_ms=None).runs_out_ms(now_ms)
-    assert in_total == (now_ms if spent_percent >= 100 else None)
+    # In total there is no end, nor a beginning but that of spending.
+    in_total = replace(seen, per=Per.TOTAL, from_ms=0, first_ms=budget.from_ms, until_ms=None)
+    out_ms = now_ms + (now_ms - budget.from_ms) * (100 - spent_percent) // (spent_percent or 1)
+    expected = now_ms if spent_percent >= 100 else out_ms if spent_percent else None
+    assert in_total.runs_out_ms(now_ms) == expected
+    assert replace(in_total, first_ms=None).runs_out_ms(now_ms) == (now_ms if spent_percent >= 100 else None)

@@ -14,9 +14,11 @@ from billing.catalogue.price_book import set_price
 from billing.catalogue.projection import Projector
 from billing.cell.execute import execute
 from billing.cell.scripts import budget_hold_call
+from billing.invoices import prepaid
 from billing.ledger.backfill import Scope, backfill
 from billing.ledger.budget_spent import count_if_new, recount
 from billing.metrics import BillingMetrics
+from billing.moments import DAY_MS, HOUR_MS
 from billing.schema.budgets import budget as budget_table
 from billing.schema.clock import database_now_ms
 from billing.usage import held_budgets
@@ -109,6 +111,22 @@ def test_a_budget_that_is_set_late_counts_what_was_spent_in_its_period(shop: Sho
     day, total = shop.put(), shop.put(Per.TOTAL)
     assert (shop.spent(day), shop.spent(total)) == (COST, 2 * COST)
     assert (shop.shown(day)[0], shop.shown(total)[0]) == (20, 40)
+
+
+def test_when_a_budget_runs_out_is_told_by_what_was_spent_since_the_first_request(shop: Shop) -> None:
+    shop.put(Per.TOTAL)
+    began_ms = shop.now_ms - 10 * DAY_MS
+    shop.publish(*(shop.event(f"r{day}", started_ms=began_ms + day * DAY_MS) for day in (1, 0, 2)))
+    shop.consumer.consume_once()
+    with shop.database.begin() as connection:
+        prepaid.set_prepaid(connection, shop.tenant, True, shop.now_ms)
+        found = {each.per: each for each in budgets.of_tenants(connection, [shop.tenant])[shop.tenant]}
+        connection.execute(update(budget_table).values(amount_picousd=6 * COST))
+    for per, since_ms in ((Per.TOTAL, began_ms), (Per.PREPAID, (began_ms + 1500) // HOUR_MS * HOUR_MS)):
+        with shop.database.connect() as connection:
+            each = budgets.find(connection, found[per].budget_id)
+        assert (each.spent.picousd, each.first_ms) == (3 * COST, since_ms)
+        assert each.runs_out_ms(shop.now_ms) == shop.now_ms + (shop.now_ms - since_ms)
 
 
 def test_a_budget_that_is_set_again_keeps_what_it_counted(shop: Shop) -> None:
