@@ -36,9 +36,10 @@ class BillingSettings(BaseSettings):
     counters_interval_ms: int = Field(default=5_000, ge=10)
     audit_interval_ms: int = Field(default=30_000, ge=10)
     engine_timeout_ms: int = Field(default=2_000, ge=10)
-    # The private key that signs evidence of instances and invoices (Ed25519, PEM, of mode 0600).
+    # The private key that signs evidence of instances, usage checkpoints and invoices (Ed25519, PEM, of mode
+    # 0600). Without it nothing is signed, and no invoice is issued.
     evidence_key_file: Path | None = None
-    # Who issues invoices, as they name it.
+    # Who issues invoices, as they name it; without it none is issued.
     issuer: str = Field(default="", max_length=200)
     # So many days of usage events are kept, whole ones; None: all.
     usage_retention_days: int | None = Field(default=None, ge=35, le=36_500)

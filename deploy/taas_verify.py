@@ -241,6 +241,14 @@ class Invoices:
         """
         for note in self._notes:
             self._note(note)
+        used: Counter[str] = Counter()
+        for document in self._documents:
+            used.update({each["credit"]: picousd_of(each["amount"]) for each in document.get("credits", ())})
+        for note in self._notes:
+            for each in note.get("credits", ()):
+                if used[each["credit"]] > -picousd_of(each["amount"]):
+                    what = f"credit {each['credit']} of credit note {note['number']}"
+                    self._report.differs(f"{what}: invoices use more than it gives")
         for number, document in enumerate(self._documents):
             name, period = document["number"], document["period"]
             for line in usage_lines(document):
@@ -301,16 +309,20 @@ class Invoices:
             return
         invoice = corrected[0]
         self._report.expect(f"{what}: its rate of tax", points, invoice["terms"]["tax"]["basis_points"])
-        before = sum(
-            -picousd_of(each["net"])
-            for each in self._notes
-            if each["corrects"] == note["corrects"] and in_order(each) < in_order(note)
-        )
-        left = picousd_of(invoice["net"]) - before
+        same = [each for each in self._notes if each["corrects"] == note["corrects"]]
+        before = [each for each in same if in_order(each) < in_order(note)]
+        left = picousd_of(invoice["net"]) + sum(picousd_of(each["net"]) for each in before)
         if amount > left:
             self._report.differs(f"{what}: it gives back more than is left of {note['corrects']}")
         tax = tax_on(left - amount, points) - tax_on(left, points)
         self._report.expect(f"{what}: its tax", note["tax"], plain(tax))
+        if "credits" in note:
+            # What is due is given back first. Earlier versions gave back no credits.
+            total = -picousd_of(note["total"])
+            owed = picousd_of(invoice["due"]) + sum(picousd_of(each["total"]) for each in before)
+            paid = sum(picousd_of(each["amount"]) for each in note["credits"])
+            back = max(0, min(total, total - owed))
+            self._report.expect(f"{what}: what it gives back as credits", plain(-paid), plain(back))
 
 
 def usage_lines(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -349,11 +361,11 @@ def check_sums(what: str, document: dict[str, Any], report: Report) -> None:
         report.expect(f"{what}: its tax", document["tax"], plain(owed))
     report.expect(f"{what}: its total", document["total"], plain(net + tax))
     credits = {each["credit"]: picousd_of(each["amount"]) for each in document.get("credits", ())}
-    paid = sum(credits.values())
-    if credits and (
-        len(credits) < len(document["credits"]) or min(credits.values()) <= 0 or paid > net + tax
-    ):
-        report.differs(f"{what}: its credits pay more than it, or less than nothing, or one of them twice")
+    paid, sign = sum(credits.values()), 1 if document["document"] == "invoice" else -1
+    least = min((each * sign for each in credits.values()), default=1)
+    twice = len(credits) < len(document.get("credits", ()))
+    if twice or least <= 0 or paid * sign > max(0, (net + tax) * sign):
+        report.differs(f"{what}: its credits are more than it, or less than nothing, or one of them twice")
     report.expect(f"{what}: what is due", document["due"], plain(net + tax - paid))
 
 

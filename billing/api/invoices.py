@@ -2,17 +2,18 @@
 
 import re
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 import orjson
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import AfterValidator, Field, WithJsonSchema
 from sqlalchemy import Connection
 
 from billing.api.amounts import Amount
 from billing.api.answer import Listing
-from billing.api.control import Control, ControlPlane
+from billing.api.control import Control
 from billing.api.fields import Body, Label, Name, TenantQuery
 from billing.api.invoice_answers import InvoiceAnswer, InvoiceCheck, InvoiceDraft, InvoiceRow
 from billing.api.paging import PageQuery, listing
@@ -23,7 +24,7 @@ from billing.catalogue import tenants
 from billing.catalogue.money import Money
 from billing.contracts import store as contracts
 from billing.invoices import credit_notes, store
-from billing.invoices.close import close, compute_again, make_draft, refuse_early
+from billing.invoices.close import close, compute_again, make_draft, refuse_early, require_issuer
 from billing.invoices.document import sha256
 from billing.invoices.periods import period
 from billing.invoices.store import Stored
@@ -78,7 +79,7 @@ class CreditNoteBody(Body):
 @router.post("", status_code=201, response_model=InvoiceAnswer)
 def issue(body: CloseBody, control: Control, response: Response) -> dict[str, Any]:
     """Close a period: its invoice is numbered, signed and final. Refused while the period lasts, while usage
-    of it waits to be recorded, and out of order.
+    of it waits to be recorded, out of order, and without a key or an issuer.
     """
     with control.changing(response) as connection:
         tenant = control.tenant_named(connection, body.tenant)
@@ -88,7 +89,7 @@ def issue(body: CloseBody, control: Control, response: Response) -> dict[str, An
             tenant,
             body.period,
             issuer=control.issuer,
-            key=_key(control),
+            key=signing_key(control.evidence_key_file),
             now_ms=database_now_ms(connection),
         )
         return _whole(connection, made)
@@ -115,20 +116,31 @@ def draft(
     tenant: Annotated[Name, Query(description="A tenant's id or name.")],
     name: Annotated[Period, Query(alias="period")],
 ) -> dict[str, Any]:
-    """What the invoice of a period would say now. It has no number, and changes until that is closed."""
+    """What the invoice of a period would say now. It has no number, and changes until that is closed. A
+    tenant is not told of what is missing on our side.
+    """
     with control.reading() as connection:
         found = control.tenant_named(connection, tenant)
         made = make_draft(connection, found, name, issuer=control.issuer, now_ms=contracts.now_ms(connection))
         findings = None if control.tenant_id is not None else _unresolved(connection)
-        waits = None
-        try:
-            refuse_early(control.redis, made.facts.until_ms, reserved=bool(made.reserved))
-        except Conflict as exc:
-            waits = exc.message
+        checks: list[Callable[[], object]] = [
+            partial(refuse_early, control.redis, made.facts.until_ms, reserved=bool(made.reserved))
+        ]
+        if control.tenant_id is None:
+            checks += [
+                partial(signing_key, control.evidence_key_file),
+                partial(require_issuer, control.issuer),
+            ]
+        waits = []
+        for check in checks:
+            try:
+                check()
+            except Conflict as exc:
+                waits.append(exc.message)
     return {
         "tenant": found.tenant_id,
         "period": name,
-        "waits": waits,
+        "waits": " ".join(waits) or None,
         "findings": findings,
         "document": orjson.loads(made.document("draft")),
     }
@@ -188,14 +200,11 @@ def give_back(number: Number, body: CreditNoteBody, control: Control, response: 
             number,
             Money.parse(body.usd),
             body.reason,
-            key=_key(control),
+            issuer=control.issuer,
+            key=signing_key(control.evidence_key_file),
             now_ms=database_now_ms(connection),
         )
         return _whole(connection, made)
-
-
-def _key(control: ControlPlane) -> Ed25519PrivateKey | None:
-    return None if control.evidence_key_file is None else signing_key(control.evidence_key_file)
 
 
 def _unresolved(connection: Connection) -> list[dict[str, Any]]:

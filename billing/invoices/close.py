@@ -194,12 +194,13 @@ def close(
     name: str,
     *,
     issuer: str,
-    key: Ed25519PrivateKey | None,
+    key: Ed25519PrivateKey,
     now_ms: int,
 ) -> Stored:
     """Issue the invoice of a period, in the caller's transaction. Raises Conflict while the period lasts, or
-    while usage of it waits to be recorded; and as `make_draft`.
+    while usage of it waits to be recorded; without an issuer; and as `make_draft`.
     """
+    require_issuer(issuer)
     hold_prices(connection)
     draft = make_draft(connection, tenant, name, issuer=issuer, now_ms=now_ms)
     refuse_early(client, draft.facts.until_ms, reserved=bool(draft.reserved))
@@ -269,6 +270,16 @@ def draft_again(connection: Connection, stored: Stored) -> Draft:
         ),
     ]
     return _draft_of(stored, used)
+
+
+def require_issuer(issuer: str) -> str:
+    """Who issues a document that nobody can change afterwards. Raises Conflict for nobody."""
+    if not issuer.strip():
+        raise Conflict(
+            "Nobody is named who issues it: TAAS_ISSUER of billing is whose name invoices bear.",
+            code="no_issuer",
+        )
+    return issuer
 
 
 def refuse_early(client: redis.Redis, until_ms: int, *, reserved: bool) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import hold_prices
 from billing.invoices import credits, prepaid, store
-from billing.invoices.close import terms_of
+from billing.invoices.close import require_issuer, terms_of
 from billing.invoices.document import Facts, credit_note_document, sha256, signed
 from billing.invoices.lines import CENT_PICOUSD, Line, tax_on
 from billing.invoices.store import Stored
@@ -25,11 +25,13 @@ def issue(
     amount: Money,
     reason: str,
     *,
-    key: Ed25519PrivateKey | None,
+    issuer: str,
+    key: Ed25519PrivateKey,
     now_ms: int,
 ) -> Stored:
-    """Give back so much of an invoice, before tax, and its tax. Raises NotFound; Invalid for an amount that
-    is no positive number of cents; Conflict for more than the invoice, less earlier credit notes, has.
+    """Give back so much of an invoice, before tax, and its tax. `issuer`: of one whose invoice, of an earlier
+    version, names none. Raises NotFound; Invalid for an amount that is no positive number of cents; Conflict
+    for more than the invoice, less earlier credit notes, has, or without an issuer.
 
     A credit that it gives back does not expire: the ones that paid may have.
     """
@@ -48,7 +50,8 @@ def issue(
     # What is left of the tax follows what is left of the invoice, so that all notes together give back all
     # of it and no more, however they are rounded.
     tax = tax_on(left - amount, terms) - tax_on(left, terms)
-    facts = replace(Facts(**corrected.facts["facts"]), issued_ms=now_ms)
+    facts = Facts(**corrected.facts["facts"])
+    facts = replace(facts, issuer=require_issuer(facts.issuer or issuer), issued_ms=now_ms)
     total = line.amount + tax
     tenant_id = corrected.tenant_id
     paid_by_credits = _paid_by_credits(connection, corrected, total)

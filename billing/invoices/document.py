@@ -160,11 +160,9 @@ def sha256(document: bytes) -> str:
     return hashlib.sha256(document).hexdigest()
 
 
-def signed(document: bytes, key: Ed25519PrivateKey | None) -> tuple[str | None, str | None]:
+def signed(document: bytes, key: Ed25519PrivateKey) -> tuple[str, str]:
     """The id of the key and its signature (Ed25519, base64) of `taas invoice 1`, a line feed and the
     document's SHA-256 in hex.
     """
-    if key is None:
-        return None, None
     signature = key.sign(_SIGNED + sha256(document).encode())
     return key_id(key.public_key()), base64.b64encode(signature).decode()

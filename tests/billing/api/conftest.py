@@ -1,6 +1,8 @@
 """The admin API in process: a real database, a real Valkey, no sockets but to them."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,6 +17,7 @@ from sqlalchemy import Engine, create_engine
 from billing.accounts.roles import OF_TENANT, Role
 from billing.api.app import build_app
 from billing.settings import BillingSettings
+from billing.wire.evidence import make_key
 
 ADMIN_KEY = "adm-test-1"
 SERVICE_KEY = "svc-test-1"
@@ -106,6 +109,16 @@ def operation_of(app: Any, answer: Any) -> dict[str, Any] | None:
             operation: dict[str, Any] = app.openapi()["paths"][route.path_format][method.lower()]
             return operation
     return None
+
+
+@pytest.fixture
+def key_file(tmp_path: Path, app: FastAPI) -> Path:
+    """The file of a new private key, with which the app signs what `us` issues."""
+    path = tmp_path / "evidence.key"
+    path.write_text(make_key(), encoding="utf-8")
+    path.chmod(0o600)
+    app.state.control = replace(app.state.control, evidence_key_file=path, issuer="us")
+    return path
 
 
 @pytest.fixture

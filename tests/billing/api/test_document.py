@@ -298,6 +298,7 @@ def ask_about_capacity(ask: Checked) -> str:
     return str(draft)
 
 
+@pytest.mark.usefixtures("key_file")
 def test_what_every_operation_answers_is_what_the_document_says(
     app: FastAPI, admin: TestClient, document: dict[str, Any], database: Engine
 ):
@@ -354,6 +355,7 @@ def test_what_every_operation_answers_is_what_the_document_says(
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("key_file")
 def test_every_operation_that_changes_something_is_an_entry_of_the_audit_log(
     app: FastAPI, admin: TestClient, database: Engine
 ):

@@ -24,6 +24,7 @@ from billing.schema.capacity import contract_minute
 from billing.wire.usage_event import CapacityClass
 from tests.billing.contracts.selling import DAY, POOL, furnish, take, terms
 from tests.billing.events import event
+from tests.billing.verified import KEY
 
 HOUR = 3_600_000
 PATH = "/admin/v1/economics"
@@ -142,9 +143,11 @@ def test_the_revenue_of_a_tenant_is_its_invoice(
     with database.begin() as connection:
         acme = tenants.find(connection, "acme")
         set_terms(connection, acme.tenant_id, Terms(tiers=(Tier(Money.parse("1"), 50),)), 0)
-        made = close(connection, raw_redis, acme, "2025-11", issuer="us", key=None, now_ms=ms("2026-01-01"))
-        back = {"key": None, "now_ms": ms("2025-11-30")}
-        credit_notes.issue(connection, made.number, Money.parse("10"), "an outage", **back)
+        made = close(connection, raw_redis, acme, "2025-11", issuer="us", key=KEY, now_ms=ms("2026-01-01"))
+        credit_notes.issue(
+            connection, made.number, Money.parse("10"), "an outage", issuer="us", key=KEY,
+            now_ms=ms("2025-11-30"),
+        )  # fmt: skip
     assert json.loads(made.document)["net"] == "1922.26"
     total = ask(admin)["total"]
     assert (total["revenue"], total["revenue_terms"]) == ("1913.70", "-11.30")

@@ -26,15 +26,6 @@ def redis_ms(client: redis.Redis) -> int:
 
 
 @pytest.fixture
-def key_file(tmp_path: Path, app: FastAPI) -> Path:
-    path = tmp_path / "evidence.key"
-    path.write_text(make_key(), encoding="utf-8")
-    path.chmod(0o600)
-    app.state.control = replace(app.state.control, evidence_key_file=path)
-    return path
-
-
-@pytest.fixture
 def running(made: Make, raw_redis: redis.Redis) -> RunningEngine:
     """An instance of a private model, as its worker says."""
     owner = made("tenants", name="acme")

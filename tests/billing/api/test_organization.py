@@ -32,6 +32,7 @@ from tests.billing.api.conftest import InOneCall, KeyOf
 from tests.billing.events import event
 from tests.billing.invoices.test_close import SHORT_MINUTE
 from tests.billing.ledger.test_price_scopes import OURS, START_MS, sign
+from tests.billing.verified import KEY
 
 DAY_S = 86_400
 DAY = 1_700_006_400  # 2023-11-15T00:00:00Z
@@ -203,9 +204,11 @@ def test_costs_have_capacity_and_what_terms_charge_beside_tokens(
         set_capacity_price(connection, contracts.find(connection, OURS), "2", 100, 0, begins)
         set_terms(connection, shop["acme"], Terms(commitment=Money.parse("50")), 0)
         tenant = tenants.find(connection, shop["acme"])
-        made = close(connection, raw_redis, tenant, "2023-11", issuer="us", key=None, now_ms=begins)
+        made = close(connection, raw_redis, tenant, "2023-11", issuer="us", key=KEY, now_ms=begins)
         given_back = Money.parse("1.23")
-        credit_notes.issue(connection, made.number, given_back, "an outage", key=None, now_ms=1000 * DAY)
+        credit_notes.issue(
+            connection, made.number, given_back, "an outage", issuer="us", key=KEY, now_ms=1000 * DAY
+        )
     start, end = DAY - DAY_S, DAY + 3 * DAY_S
     november = 1_698_796_800
     with sdk(nobody, shop["viewer"]) as organization:

@@ -27,6 +27,7 @@ from billing.invoices.terms import set_capacity_price, set_terms
 from tests.billing.exports.focus_rules import ALLOWED, broken
 from tests.billing.invoices.test_close import DECEMBER, ISSUED_MS, NOVEMBER, OCTOBER, Books
 from tests.billing.ledger.test_price_scopes import OURS, START_MS, sign
+from tests.billing.verified import KEY
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -75,7 +76,13 @@ class World:
         self.books.use(NOVEMBER + 9 * DAY_MS, (1, 0, 1))  # late
         self.books.use(DECEMBER + 5 * HOUR_MS, (9, 0, 9))
         self.note = credit_notes.issue(
-            connection, self.november.number, Money.parse("29.80"), "an outage", key=None, now_ms=NOW_MS - 1
+            connection,
+            self.november.number,
+            Money.parse("29.80"),
+            "an outage",
+            issuer="us",
+            key=KEY,
+            now_ms=NOW_MS - 1,
         )
 
     def minute(self, nth: int, used_mu: int) -> None:

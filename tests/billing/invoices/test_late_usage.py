@@ -63,12 +63,16 @@ def test_what_a_credit_note_gave_back_of_a_commitment_is_not_drawn_on(
         books = Books(connection, raw_redis, commitment=Money.parse("5"))
         books.use(OCTOBER)
         first = books.close("2023-10")
-        credit_notes.issue(connection, first.number, Money.parse(note_usd), "x", key=KEY, now_ms=ISSUED_MS)
+        credit_notes.issue(
+            connection, first.number, Money.parse(note_usd), "x", issuer="us", key=KEY, now_ms=ISSUED_MS
+        )
         books.use(OCTOBER + 1)
         second = books.close("2023-11")
         assert [each[3] for each in lines(second) if each[0] == "covered"] == ([drawn] if drawn else [])
         # A note of later changes nothing of it.
-        credit_notes.issue(connection, second.number, Money.parse("0.01"), "x", key=KEY, now_ms=ISSUED_MS)
+        credit_notes.issue(
+            connection, second.number, Money.parse("0.01"), "x", issuer="us", key=KEY, now_ms=ISSUED_MS
+        )
         assert check_invoices(connection) == []
 
 

@@ -224,6 +224,20 @@ def _note_of_more_than_there_is(records: Records) -> None:
     _sum(record)
 
 
+def _note_that_gives_back_a_credit(records: Records) -> None:
+    """As if a credit had paid the invoice."""
+    record = one(records, number="CN-000001")
+    record["document"] |= {"credits": [{"credit": "crd_9", "amount": "-0.10"}], "due": "-0.50"}
+    _sign(record)
+
+
+def _credit_of_a_note_used_beyond_it(records: Records) -> None:
+    _note_that_gives_back_a_credit(records)
+    record = one(records, number="INV-000003")
+    record["document"]["credits"] = [{"credit": "crd_9", "amount": "0.11"}]
+    _sum(record)
+
+
 def _number_twice(records: Records) -> None:
     record = one(records, number="INV-000003")
     record["document"]["number"] = record["number"] = "INV-000002"
@@ -396,11 +410,19 @@ CHANGES: list[tuple[Callable[[Records], None], str]] = [
     (_capacity_twice, "line 9 (capacity): it is not within the period, or of a time that another"),
     (_capacity_of_before, "line 9 (capacity): it is not within the period, or of a time that another"),
     (_short_of_nothing, "line 9 (sla_credit): no capacity is charged of which it could give back"),
-    (_credit_twice, "invoice INV-000003: its credits pay more than it, or less than nothing, or"),
-    (_credits_of_too_much, "invoice INV-000003: its credits pay more than it, or less than nothing, or"),
+    (_credit_twice, "invoice INV-000003: its credits are more than it, or less than nothing, or"),
+    (_credits_of_too_much, "invoice INV-000003: its credits are more than it, or less than nothing, or"),
     (_note_without_its_tax, "credit note CN-000001: its tax: it says 0.00, and is -0.10"),
     (_note_without_its_tax_or_invoice, "credit note CN-000001: its tax is not that of what it gives"),
     (_note_of_more_than_there_is, "CN-000001: it gives back more than is left of INV-000002"),
+    (
+        _note_that_gives_back_a_credit,
+        "CN-000001: what it gives back as credits: it says 0.10, and is 0.00",
+    ),
+    (
+        _credit_of_a_note_used_beyond_it,
+        "credit crd_9 of credit note CN-000001: invoices use more than it gives",
+    ),
     (_number_twice, "invoice INV-000002: there is another document of this number"),
     (_number_of_before, "invoice INV-000002: its number is before that of the invoice before it"),
     (_invoice_of_another_tenant, "invoice INV-000003: its tenant: it says ten_x, and is ten_"),

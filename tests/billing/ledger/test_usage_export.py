@@ -96,7 +96,7 @@ def books(database: Engine, raw_redis: redis.Redis) -> Iterator[Books]:
         books.use(DECEMBER + 5)
         books.close("2023-12", KEY)
         credit_notes.issue(
-            connection, made.number, amount=Money.parse("0.50"), reason="sorry", key=KEY,
+            connection, made.number, amount=Money.parse("0.50"), reason="sorry", issuer="us", key=KEY,
             now_ms=made.issued_ms,
         )  # fmt: skip
         yield books

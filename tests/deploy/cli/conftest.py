@@ -49,7 +49,8 @@ def admin_url(migrated_database_url: str, valkey_url: str, signing_key: Path) ->
     """The URL of an admin API on a fresh database and an emptied Valkey."""
     engine = create_engine(migrated_database_url)
     with redis.Redis.from_url(valkey_url) as client:
-        app = build_app(BillingSettings(admin_key=ADMIN_KEY, evidence_key_file=signing_key), engine, client)
+        settings = BillingSettings(admin_key=ADMIN_KEY, evidence_key_file=signing_key, issuer="us")
+        app = build_app(settings, engine, client)
         server = _Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
         thread = threading.Thread(target=server.run)
         thread.start()
