@@ -1,47 +1,63 @@
 """Closes the books of a month: what is owed to makers and to providers, and what was absorbed, as one entry
 of the ledger.
 
-Each account is brought to what it should be by the end of the month, from all that was recorded. So what came
-late, or got its price later, is in the next month's entry, and nothing is posted twice.
+What came late, or got its price later, is in the next month's entry, and nothing is posted twice: what is
+owed to makers is brought to what it should be by the end of the month, from sums by hour; else it reads the
+requests that ended in the month or came since the last closing. Recording goes on meanwhile.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Numeric, cast, func, insert, select, text, true
+from sqlalchemy import Connection, Numeric, and_, cast, exists, func, insert, select, text, true, tuple_
 
 from billing.catalogue.money import ZERO, Money
-from billing.catalogue.price_book import hold_prices
+from billing.catalogue.price_book import COST, hold_prices
 from billing.invoices import makers, store
 from billing.invoices.lines import to_cents
 from billing.invoices.paid_for_models import Owed
 from billing.invoices.periods import next_name, period
-from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
+from billing.ledger.accounts import Account, EntryKind, Posting, held_by_entries, record_entry
 from billing.ledger.backfill import HELD
 from billing.ledger.cost import COST_AMOUNT, COST_PRICE
-from billing.moments import utc
+from billing.ledger.usage_report import usage_between
+from billing.moments import DAY_MS, HOUR_MS, utc
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.books import books
-from billing.schema.ledger import ledger_posting, usage_event
+from billing.schema.ledger import ledger_transaction, usage_event
 
-# What absorbed tokens would have cost, by model and reason; of events up to a moment and a transaction.
-_ABSORBED: Final = f"""
+# What requests a closing counts: those that ended since the last month's end, and those of before it that
+# were recorded since that was closed. Apart, because each has an index or days of its own.
+_COUNTED: Final = (
+    "{t}.corrects is null and {t}.transaction_id <= :upto and {e}.ended_ms >= :from "
+    "and {e}.ended_ms < :until and ({e}.day = 0 or {e}.day between :from_day and :until_day)",
+    "{t}.corrects is null and {t}.transaction_id <= :upto and {t}.transaction_id > :after "
+    "and {t}.day <= :from_day and {e}.ended_ms < :from",
+)
+# What absorbed tokens would have cost, by model and reason.
+_ABSORBED: Final = tuple(
+    f"""
 select e.model, reason.key as reason, sum((reason.value ->> 'prompt')::numeric * p.input_picousd
   + (reason.value ->> 'output')::numeric * p.output_picousd) as amount
 from ledger_transaction t join usage_event e using (request_id, day)
 cross join lateral jsonb_each(e.absorbed_reasons) reason
 cross join lateral ({HELD}) p
-where t.corrects is null and t.transaction_id <= :upto and e.ended_ms < :until
-  and (t.transaction_id > :after or e.ended_ms >= :from)
+where e.absorbed_reasons <> '{{}}' and {counted.format(t="t", e="e")}
 group by 1, 2
 """  # noqa: S608 (constants)
+    for counted in _COUNTED
+)
+# A cost price of before the last closing, by a clock that may have been put back since, is read as a new one.
+_CLOCK_BACK_MS: Final = HOUR_MS
 
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """A closed month. `statements`: what is owed to each maker, by model."""
+    """A closed month. `ledger_upto`: requests up to this transaction were counted. `statements`: what is owed
+    to each maker, by model.
+    """
 
     month: str
     until_ms: int
@@ -60,8 +76,8 @@ class Balance:
 
 
 def close_books(connection: Connection, month: str, *, now_ms: int) -> Books:
-    """Close a month, in UTC, in the caller's transaction. Raises Invalid for what is no month; Conflict while
-    it lasts, and unless the month before is the last that was closed.
+    """Close a month, in UTC, in the caller's transaction. `now_ms`: by the database's clock. Raises Invalid
+    for what is no month; Conflict while it lasts, and unless the month before is the last that was closed.
     """
     try:
         _, until_ms = period(month, 1, "UTC")
@@ -69,7 +85,7 @@ def close_books(connection: Connection, month: str, *, now_ms: int) -> Books:
         raise Invalid(str(exc), param="month") from exc
     if now_ms < until_ms:
         raise Conflict(f"The month lasts until {utc(until_ms)}.", param="month", code="period_not_over")
-    hold_prices(connection)
+    makers.hold_books(connection)
     last = last_closed(connection)
     if last is not None and month != next_name(last.month):
         raise Conflict(
@@ -77,20 +93,36 @@ def close_books(connection: Connection, month: str, *, now_ms: int) -> Books:
             param="month",
             code="period_not_next",
         )
-    upto = store.last_transaction(connection)
+    span = {
+        "upto": _cut(connection), "after": 0 if last is None else last.ledger_upto,
+        "from": 0 if last is None else last.until_ms, "until": until_ms,
+    }  # fmt: skip
+    span |= {"from_day": span["from"] // DAY_MS, "until_day": until_ms // DAY_MS}
     owed = makers.owed(connection, 0, until_ms)
     added: list[Posting] = []
     statements = _statements(connection, owed, added)
-    added += _costs(connection, until_ms)
-    added += _absorbed(connection, last, until_ms, upto)
+    added += _costs(connection, last, span)
+    added += _absorbed(connection, span)
     record_entry(connection, EntryKind.BOOKS, month, added)
-    made = Books(month, until_ms, upto, statements, now_ms)
+    made = Books(month, until_ms, span["upto"], statements, now_ms)
     connection.execute(
         insert(books).values(
-            month=month, until_ms=until_ms, ledger_upto=upto, statements=statements, closed_ms=now_ms
+            month=month, until_ms=until_ms, ledger_upto=made.ledger_upto, statements=statements,
+            closed_ms=now_ms,
         )
-    )
+    )  # fmt: skip
     return made
+
+
+def _cut(connection: Connection) -> int:
+    """The newest transaction. All up to it are committed: the lock has waited for who was recording, and lets
+    go of them when the savepoint ends.
+    """
+    with connection.begin_nested() as savepoint:
+        hold_prices(connection)
+        upto = store.last_transaction(connection)
+        savepoint.rollback()
+    return upto
 
 
 def last_closed(connection: Connection) -> Books | None:
@@ -108,13 +140,22 @@ def find(connection: Connection, month: str) -> Books:
 
 
 def balances(connection: Connection) -> list[Balance]:
-    """Every account and holder of the ledger; together they are zero."""
-    query = (
-        select(ledger_posting.c.account, ledger_posting.c.holder, func.sum(ledger_posting.c.amount_picousd))
-        .group_by(ledger_posting.c.account, ledger_posting.c.holder)
-        .order_by(ledger_posting.c.account, ledger_posting.c.holder)
+    """Every account and holder of the ledger; together they are zero. Postings of requests are read from sums
+    by day and hour: an audit says if they are not the same.
+    """
+    usage = usage_between(None, None, None).c
+    query = select(usage.tenant, usage.model, func.sum(usage.amount_picousd).label("amount")).group_by(
+        func.grouping_sets(tuple_(usage.tenant), tuple_(usage.model))
     )
-    return [Balance(row[0], row[1], Money.from_sql(row[2])) for row in connection.execute(query)]
+    held = defaultdict(lambda: ZERO, held_by_entries(connection))
+    for tenant, model, total in connection.execute(query):
+        if total:
+            amount = Money.from_sql(total)
+            if model is None:
+                held[Account.RECEIVABLE, tenant] += amount
+            else:
+                held[Account.REVENUE, model] -= amount
+    return [Balance(*whose, amount) for whose, amount in sorted(held.items())]
 
 
 def _statements(
@@ -124,10 +165,10 @@ def _statements(
     sums: defaultdict[tuple[str, str], list[Owed]] = defaultdict(list)
     for each in owed:
         sums[each.maker, each.model].append(each)
-    posted = _held(connection, Account.MAKER)
+    posted = held_by_entries(connection, Account.MAKER)
     found: dict[str, list[dict[str, Any]]] = {}
     for (maker, model), some in sorted(sums.items()):
-        before = -posted.get(_holder(maker, model), ZERO)
+        before = -posted.get((Account.MAKER, _holder(maker, model)), ZERO)
         amount = to_cents(sum(each.exact for each in some)) - before
         if amount != ZERO:
             added.append(Posting(Account.SHARE, model, amount))
@@ -149,41 +190,48 @@ def _holder(maker: str, model: str) -> str:
     return f"{maker}/{model}"
 
 
-def _costs(connection: Connection, until_ms: int) -> Iterator[Posting]:
-    """What providers charge for all that was used at them."""
-    query = (
-        select(usage_event.c.instance, func.sum(cast(COST_AMOUNT, Numeric(38))))
-        .select_from(usage_event.join(COST_PRICE, true()))
-        .where(usage_event.c.provider.is_not(None), usage_event.c.ended_ms < until_ms)
-        .group_by(usage_event.c.instance)
-        .order_by(usage_event.c.instance)
-    )
-    held = _held(connection, Account.COST)
-    for instance, total in connection.execute(query):
-        amount = Money.from_sql(total or 0) - held.get(instance, ZERO)
+def _costs(connection: Connection, last: Books | None, span: Mapping[str, int]) -> Iterator[Posting]:
+    """What providers charge. All that was used at them is read again if a cost price has come for what was
+    counted before: it had none.
+    """
+    held: Mapping[tuple[str, str], Money] = {}
+    if last is not None and _priced_since(connection, last):
+        span = {**span, "after": 0, "from": 0, "from_day": 0}
+        held = held_by_entries(connection, Account.COST)
+    sums: Counter[str] = Counter()
+    of = ledger_transaction.c
+    requests = and_(of.request_id == usage_event.c.request_id, of.day == usage_event.c.day)
+    for counted in _COUNTED:
+        query = (
+            select(usage_event.c.instance, func.sum(cast(COST_AMOUNT, Numeric(38))))
+            .select_from(usage_event.join(ledger_transaction, requests).join(COST_PRICE, true()))
+            .where(
+                usage_event.c.provider.is_not(None),
+                text(counted.format(t=ledger_transaction.name, e=usage_event.name)),
+            )
+            .group_by(usage_event.c.instance)
+        )
+        for instance, total in connection.execute(query, span):
+            sums[instance] += int(total or 0)
+    for instance, total in sorted(sums.items()):
+        amount = Money(total) - held.get((Account.COST, instance), ZERO)
         if amount != ZERO:
             yield Posting(Account.COST, instance, amount)
             yield Posting(Account.PROVIDER, instance, -amount)
 
 
-def _absorbed(connection: Connection, last: Books | None, until_ms: int, upto: int) -> Iterator[Posting]:
+def _priced_since(connection: Connection, last: Books) -> bool:
+    of = COST.prices.c
+    new = of.created_ms >= last.closed_ms - _CLOCK_BACK_MS, of.valid_from_ms < last.until_ms
+    return bool(connection.execute(select(exists().where(*new))).scalar_one())
+
+
+def _absorbed(connection: Connection, span: Mapping[str, int]) -> Iterator[Posting]:
     """At the price that held for everybody else's."""
-    values = {
-        "upto": upto,
-        "until": until_ms,
-        "after": 0 if last is None else last.ledger_upto,
-        "from": 0 if last is None else last.until_ms,
-    }
-    for row in connection.execute(text(_ABSORBED), values):
-        amount = Money.from_sql(row.amount)
-        yield Posting(Account.ABSORBED, row.reason, amount)
-        yield Posting(Account.FORGONE, row.model, -amount)
-
-
-def _held(connection: Connection, account: Account) -> dict[str, Money]:
-    query = (
-        select(ledger_posting.c.holder, func.sum(ledger_posting.c.amount_picousd))
-        .where(ledger_posting.c.account == account.value)
-        .group_by(ledger_posting.c.holder)
-    )
-    return {row[0]: Money.from_sql(row[1]) for row in connection.execute(query)}
+    sums: Counter[tuple[str, str]] = Counter()
+    for query in _ABSORBED:
+        for row in connection.execute(text(query), span):
+            sums[row.reason, row.model] += int(row.amount)
+    for (reason, model), total in sorted(sums.items()):
+        yield Posting(Account.ABSORBED, reason, Money(total))
+        yield Posting(Account.FORGONE, model, -Money(total))

@@ -4,18 +4,19 @@ for each token. It knows no HTTP.
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, Final
 
-from sqlalchemy import Connection, func, insert, select, true
+from sqlalchemy import Connection, func, insert, select
 
-from billing.catalogue.price_book import hold_prices
 from billing.invoices.paid_for_models import Owed, PaidFor, beside_tokens
-from billing.ledger.maker_terms import MakerTerms, TermsInTime, of_tokens, terms_held
+from billing.ledger.maker_terms import MakerTerms, TermsInTime, of_tokens
+from billing.ledger.usage_report import usage_between
 from billing.moments import HOUR_MS
 from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Conflict, Invalid
 from billing.schema.books import books, maker_terms
-from billing.schema.ledger import usage_hour
+from billing.schema.locks import AdvisoryLock
 
 _TERMS: Final[Order[tuple[MakerTerms, int]]] = Order(
     "makers",
@@ -25,14 +26,18 @@ _TERMS: Final[Order[tuple[MakerTerms, int]]] = Order(
 )
 
 
+def hold_books(connection: Connection) -> None:
+    """Let nobody else close books or set terms until the transaction ends."""
+    connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.BOOKS)))
+
+
 def set_terms(connection: Connection, terms: MakerTerms) -> None:
     """Add a version. Raises Invalid unless it begins at a whole hour; Conflict for a time whose books are
     closed.
     """
     if terms.from_ms % HOUR_MS:
         raise Invalid("Terms of makers begin at a whole hour.", param="from")
-    # No books are closed until the caller's transaction ends.
-    hold_prices(connection)
+    hold_books(connection)
     closed = connection.execute(select(func.max(books.c.until_ms))).scalar_one()
     if closed is not None and terms.from_ms < closed:
         raise Conflict("The books of that month are closed.", param="from", code="books_closed")
@@ -62,37 +67,35 @@ def owed(connection: Connection, from_ms: int, until_ms: int) -> Sequence[Owed]:
     """
     terms = TermsInTime(connection)
     if not terms:
-        # To look for them in each hour takes as long as all the rest.
         return ()
-    of_hours = _of_tokens(connection, from_ms // HOUR_MS, -(-until_ms // HOUR_MS))
+    first_ms, last_ms = from_ms // HOUR_MS * HOUR_MS, -(-until_ms // HOUR_MS) * HOUR_MS
+    of_hours = _of_tokens(connection, terms, first_ms, last_ms)
     return [*of_hours, *beside_tokens(connection, terms, from_ms, until_ms)]
 
 
-def _of_tokens(connection: Connection, first: int, last: int) -> Iterator[Owed]:
-    hour = usage_hour.c
-    held = terms_held(hour.model, hour.hour)
-    group = (
-        held.c.maker, hour.model, hour.tenant, hour.contract, held.c.share_basis_points,
-        held.c.input_picousd, held.c.output_picousd,
-    )  # fmt: skip
-    sums = (func.sum(hour[name]).label(name) for name in ("billed_prompt", "billed_output", "amount_picousd"))
-    query = (
-        select(*group, *sums)
-        .select_from(usage_hour.join(held, true()))
-        .where(hour.hour >= first, hour.hour < last)
-        .group_by(*group)
-        .order_by(*group)
-    )
-    for row in connection.execute(query):
-        prompt, output, paid = map(int, (row.billed_prompt, row.billed_output, row.amount_picousd))
-        yield Owed(
-            maker=row.maker,
-            model=row.model,
-            tenant=row.tenant,
-            contract=row.contract,
-            of=PaidFor.EACH_TOKEN if row.share_basis_points is None else PaidFor.TOKENS,
-            prompt=prompt,
-            output=output,
-            paid=Fraction(paid),
-            exact=of_tokens(row, prompt, output, paid),
-        )
+def _of_tokens(connection: Connection, terms: TermsInTime, from_ms: int, until_ms: int) -> Iterator[Owed]:
+    """Of each time in which no terms change, so that whole days of it are read from their sums."""
+    changes = (at_ms for at_ms in terms.edges_ms if from_ms < at_ms < until_ms)
+    for begins_ms, ends_ms in pairwise((from_ms, *changes, until_ms)):
+        held = terms.held_at(begins_ms)
+        if not held:
+            continue
+        usage = usage_between(None, begins_ms, ends_ms).c
+        group = usage.model, usage.tenant, usage.contract
+        names = ("billed_prompt", "billed_output", "amount_picousd")
+        query = select(*group, *(func.sum(usage[name]).label(name) for name in names))
+        query = query.where(usage.model.in_(held)).group_by(*group).order_by(*group)
+        for row in connection.execute(query):
+            prompt, output, paid = map(int, (row.billed_prompt, row.billed_output, row.amount_picousd))
+            of = held[row.model]
+            yield Owed(
+                maker=of.maker,
+                model=row.model,
+                tenant=row.tenant,
+                contract=row.contract,
+                of=PaidFor.EACH_TOKEN if of.share_basis_points is None else PaidFor.TOKENS,
+                prompt=prompt,
+                output=output,
+                paid=Fraction(paid),
+                exact=of_tokens(of, prompt, output, paid),
+            )

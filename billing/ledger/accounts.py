@@ -109,6 +109,22 @@ def posting_row(transaction_id: int, number: int, line: Posting) -> dict[str, ob
     }
 
 
+def held_by_entries(connection: Connection, *accounts: Account) -> dict[tuple[str, str], Money]:
+    """What entries that are not of requests have put into these accounts, or into all: by account and holder.
+    They are few, and are read by their kind.
+    """
+    of = ledger_posting.c
+    query = (
+        select(of.account, of.holder, func.sum(of.amount_picousd))
+        .join(ledger_transaction, ledger_transaction.c.transaction_id == of.transaction_id)
+        .where(ledger_transaction.c.kind.in_([each.value for each in EntryKind]))
+        .group_by(of.account, of.holder)
+    )
+    if accounts:
+        query = query.where(of.account.in_([each.value for each in accounts]))
+    return {(row[0], row[1]): Money.from_sql(row[2]) for row in connection.execute(query)}
+
+
 def account_balance(connection: Connection, account: str, holder: str) -> Money:
     """What an account holds; a tenant's `receivable` is what it owes."""
     query = select(func.coalesce(func.sum(ledger_posting.c.amount_picousd), 0)).where(

@@ -99,6 +99,19 @@ full join (
 where ({", ".join(f"d.{name}" for name in USAGE_SUMS)})
   is distinct from ({", ".join(f"h.{name}" for name in USAGE_SUMS)})
 """  # noqa: S608 (constants)
+_ACCOUNTS: Final = """
+select account || ' ' || holder as id
+from (
+  select p.account, p.holder, sum(p.amount_picousd) as amount
+  from ledger_posting p join ledger_transaction t using (transaction_id)
+  where t.kind = 'request' group by 1, 2
+) s
+full join (
+  select 'receivable' as account, tenant as holder, sum(amount_picousd) as amount from usage_hour group by 2
+  union all select 'revenue', model, -sum(amount_picousd) from usage_hour group by 2
+) h using (account, holder)
+where coalesce(s.amount, 0) <> coalesce(h.amount, 0)
+"""
 _CHECKS: Final = (
     (FindingKind.LEDGER_UNBALANCED, "ledger transactions whose postings do not sum to zero", _UNBALANCED),
     (FindingKind.LEDGER_INCOMPLETE, "usage events without a ledger transaction", _INCOMPLETE),
@@ -111,6 +124,7 @@ _CHECKS: Final = (
     ),
     (FindingKind.TOTALS_DIFFER, "running totals that are not the sums of the events", _TOTALS),
     (FindingKind.TOTALS_DIFFER, "hours of a tenant that are not the sums of its requests", _HOURS),
+    (FindingKind.TOTALS_DIFFER, "accounts of requests that are not the sums of their hours", _ACCOUNTS),
     (FindingKind.TOTALS_DIFFER, "days of a tenant that are not the sums of its hours", _DAYS),
 )
 _SET_ASIDE: Final = (

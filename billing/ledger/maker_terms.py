@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, FromClause, Row, select
+from sqlalchemy import Connection, Row, select
 
 from billing.moments import HOUR_MS
 from billing.schema.books import maker_terms
@@ -70,6 +70,11 @@ class TermsInTime:
         index = bisect_right(held, moment_ms, key=lambda each: each.from_ms)
         return held[index - 1] if index else None
 
+    def held_at(self, moment_ms: int) -> dict[str, MakerTerms]:
+        """All that hold then, by model."""
+        every = ((model, self.at(model, moment_ms)) for model in self._held)
+        return {model: held for model, held in every if held is not None}
+
     def between(self, model: str, from_ms: int, until_ms: int) -> Iterator[tuple[int, int, MakerTerms]]:
         """Those that hold in [from, until), each with the part of it in which they do."""
         held = self._held.get(model, [])
@@ -90,14 +95,3 @@ def of_tokens(row: Any, prompt: int, output: int, picousd: int) -> Fraction:
     if row.share_basis_points is not None:
         return Fraction(picousd * row.share_basis_points, _WHOLE)
     return Fraction(prompt * row.input_picousd + output * row.output_picousd)
-
-
-def terms_held(model: ColumnElement[Any], hour: ColumnElement[Any]) -> FromClause:
-    """In SQL: those that hold in an hour, beside a row with these columns."""
-    return (
-        select(maker_terms)
-        .where(maker_terms.c.model == model, maker_terms.c.from_hour <= hour)
-        .order_by(maker_terms.c.from_hour.desc(), maker_terms.c.version.desc())
-        .limit(1)
-        .lateral("held")
-    )

@@ -19,6 +19,8 @@ class AdvisoryLock(IntEnum):
     PROJECTION = 7_461_620
     # Of two models that are added to one pool at once, the second sees whose the first is.
     POOL_OWNERS = 7_461_621
+    # Of two months that are closed at once, the second sees the first; no terms of makers come in between.
+    BOOKS = 7_461_625
     # What one audit found is kept before what the next one found.
     FINDINGS = 7_461_624
     IDEMPOTENCY = 7_461_630

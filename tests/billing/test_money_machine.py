@@ -24,7 +24,7 @@ from billing.catalogue.price_book import set_price
 from billing.cell.execute import execute
 from billing.cell.scripts import budget_hold_call, settle_call
 from billing.invoices import credit_notes, credits, store
-from billing.invoices.books import close_books, last_closed
+from billing.invoices.books import balances, close_books, last_closed
 from billing.invoices.check import check_invoices
 from billing.invoices.close import close, make_draft, next_period
 from billing.invoices.lines import Terms
@@ -219,6 +219,11 @@ class MoneyMachine(RuleBasedStateMachine):
             assert earned == Money(-expected)
             total = connection.execute(select(func.sum(ledger_posting.c.amount_picousd))).scalar_one()
             assert not total
+            of = ledger_posting.c
+            sums = select(of.account, of.holder, func.sum(of.amount_picousd)).group_by(of.account, of.holder)
+            assert {(row[0], row[1], int(row[2])) for row in connection.execute(sums)} == {
+                (each.account, each.holder, each.amount.picousd) for each in balances(connection)
+            }
             assert self.receivable(connection) == self.on_documents(connection) + self.on_none(connection)
 
     def receivable(self, connection: Connection) -> Money:

@@ -428,7 +428,8 @@ def test_a_ledger_that_was_tampered_with_is_found(database: Engine, auditor: Aud
     assert kinds[FindingKind.LEDGER_MISPRICED] == ["a"]
     assert len(kinds[FindingKind.LEDGER_UNBALANCED]) == 1
     assert kinds[FindingKind.LEDGER_INCOMPLETE] == ["b"]
-    assert kinds[FindingKind.TOTALS_DIFFER] == ["i1 e1", f"ten_a {event('a').ended_ms // HOUR_MS}"]
+    hour = event("a").ended_ms // HOUR_MS
+    assert kinds[FindingKind.TOTALS_DIFFER] == ["i1 e1", f"ten_a {hour}", "receivable ten_a", "revenue m1"]
 
 
 def test_a_periodic_audit_checks_what_is_new_and_others_what_is_not_signed_or_everything(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 from msgspec.structs import replace
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, func, select, text
 
 from billing.catalogue import models, tenants
 from billing.catalogue.models import ModelSpec
@@ -27,6 +27,8 @@ from billing.ledger.check import check_ledger
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.ledger.maker_terms import MakerTerms
 from billing.refusals import Conflict, Invalid, NotFound
+from billing.schema.clock import database_now_ms
+from billing.schema.ledger import ledger_posting
 from billing.wire.ending import Ending
 from tests.billing.events import event
 from tests.billing.invoices.test_close import (
@@ -59,6 +61,12 @@ def terms(from_ms: int, share: int | None = None, **prices: int) -> MakerTerms:
 def close(books: Books, month: str) -> list[dict[str, Any]]:
     closed = close_books(books.connection, month, now_ms=ISSUED_MS)
     return [dict(each) for lines in closed.statements.values() for each in lines]
+
+
+def waits(database: Engine) -> bool:
+    """Whether somebody waits for a lock."""
+    with database.connect() as connection:
+        return bool(connection.execute(text("select count(*) from pg_locks where not granted")).scalar())
 
 
 def test_a_maker_gets_its_share_and_later_a_price_for_each_token(books: Books) -> None:
@@ -204,6 +212,100 @@ def test_providers_and_what_was_absorbed_are_posted_once(books: Books) -> None:
     assert held == {(each.account, each.holder): each.amount.picousd for each in balances(books.connection)}
 
 
+def test_costs_are_posted_once_whenever_requests_and_prices_come(books: Books) -> None:
+    """A million tokens of each kind: 3 USD by the first price, 30 by the one that came late."""
+    after_prices_ms = database_now_ms(books.connection) + 2 * HOUR_MS
+    provider = {"kind": "openai", "model": "x", "usage": {"prompt_tokens": 1_000_000}}
+
+    def buy(ended_ms: int, model: str = "m1") -> None:
+        request = event(
+            f"far_{model}_{ended_ms}", (1_000_000, 0, 1_000_000), started_ms=ended_ms, ended_ms=ended_ms,
+            tenant=books.tenant.tenant_id, model=model, instance="far",
+        )  # fmt: skip
+        bought = replace(request, provider=provider).to_json()
+        record_events(books.connection, [ReceivedEvent.read(bought)])
+
+    def costs() -> str:
+        (held,) = [each for each in balances(books.connection) if each.account == Account.COST]
+        return str(held.amount)
+
+    set_price(books.connection, "m1", input="1", cached_input="1", output="2", valid_from_ms=0, of=COST)
+    buy(OCTOBER)
+    buy(NOVEMBER)
+    buy(OCTOBER + 1, model="m2")
+    close_books(books.connection, "2023-10", now_ms=after_prices_ms)
+    assert costs() == "3.00"
+    buy(OCTOBER + 2)
+    buy(NOVEMBER + 2)
+    close_books(books.connection, "2023-11", now_ms=after_prices_ms)
+    assert costs() == "12.00"
+    buy(DECEMBER)
+    set_price(books.connection, "m2", input="10", cached_input="1", output="20", valid_from_ms=0, of=COST)
+    close_books(books.connection, "2023-12", now_ms=after_prices_ms)
+    assert costs() == "15.00"
+    buy(DECEMBER + 1)
+    books.connection.execute(text("set local session_replication_role = replica"))
+    # Only what is new is read, unless a price has come since the last closing: so it was not seen above.
+    moved = text("update cost_price set created_ms = :at where model = 'm2'")
+    books.connection.execute(moved, {"at": after_prices_ms})
+    close_books(books.connection, "2024-01", now_ms=after_prices_ms)
+    assert costs() == "48.00"
+
+
+def test_recording_goes_on_while_the_books_are_closed(database: Engine, raw_redis: redis.Redis) -> None:
+    """A closing waits for who records as it begins, and counts that; what comes later is in the next."""
+    with database.begin() as connection:
+        set_price(connection, "m1", input="1", cached_input="1", output="1", valid_from_ms=0)
+
+    def lose(connection: Connection, request_id: str) -> None:
+        lost = event(request_id, (1, 0, 1), Ending.ENGINE_DIED, started_ms=OCTOBER, ended_ms=OCTOBER)
+        connection.execute(text("set local lock_timeout = '5s'"))
+        record_events(connection, [ReceivedEvent.read(lost.to_json())])
+
+    def forgone() -> int:
+        with database.connect() as connection:
+            held = [each.amount for each in balances(connection) if each.account == Account.FORGONE]
+        return -sum(each.picousd for each in held)
+
+    with database.connect() as closing, database.connect() as recording, ThreadPoolExecutor(1) as threads:
+        lose(recording, "before")
+        closed = threads.submit(close_books, closing, "2023-10", now_ms=ISSUED_MS)
+        wait_until(lambda: closed.done() or waits(database), "a closing that waits")
+        assert not closed.done()
+        recording.commit()
+        closed.result()
+        lose(recording, "meanwhile")
+        recording.commit()
+        closing.commit()
+        assert forgone() == 2_000_000
+        close_books(closing, "2023-11", now_ms=ISSUED_MS)
+        closing.commit()
+        assert forgone() == 4_000_000
+
+
+def test_balances_are_read_without_the_postings_of_requests(books: Books) -> None:
+    for number in range(20):
+        books.use(OCTOBER + number)
+    books.grant("5", OCTOBER)
+    books.close("2023-10")
+    close(books, "2023-10")
+    sums = (
+        select(ledger_posting.c.account, ledger_posting.c.holder, func.sum(ledger_posting.c.amount_picousd))
+        .group_by(ledger_posting.c.account, ledger_posting.c.holder)
+        .order_by(ledger_posting.c.account.collate("C"), ledger_posting.c.holder.collate("C"))
+    )
+    expected = [(row[0], row[1], int(row[2])) for row in books.connection.execute(sums)]
+    read = text(
+        "select seq_tup_read + idx_tup_fetch from pg_stat_xact_user_tables where relname = 'ledger_posting'"
+    )
+    # Whichever of its tables is small, PostgreSQL would read it whole.
+    books.connection.execute(text("set local enable_seqscan = off"))
+    before = books.connection.execute(read).scalar_one()
+    found = balances(books.connection)
+    assert books.connection.execute(read).scalar_one() - before < 20  # of 44
+    assert [(each.account, each.holder, each.amount.picousd) for each in found] == expected
+
+
 def test_months_are_closed_in_their_order_when_they_are_over(books: Books) -> None:
     with pytest.raises(NotFound):
         find(books.connection, "2023-10")
@@ -222,14 +324,10 @@ def test_terms_of_makers_wait_while_the_books_are_closed(database: Engine, raw_r
         with database.begin() as connection:
             makers.set_terms(connection, terms(OCTOBER, 1))
 
-    def waits() -> bool:
-        with database.connect() as connection:
-            return bool(connection.execute(text("select count(*) from pg_locks where not granted")).scalar())
-
     with database.connect() as closing, ThreadPoolExecutor(1) as threads:
         close_books(closing, "2023-10", now_ms=ISSUED_MS)
         setting = threads.submit(set_them)
-        wait_until(lambda: setting.done() or waits(), "terms that wait")
+        wait_until(lambda: setting.done() or waits(database), "terms that wait")
         closing.commit()
         with pytest.raises(Conflict):
             setting.result()

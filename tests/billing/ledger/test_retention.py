@@ -116,6 +116,10 @@ class House:
             )
             finding_rows.change(connection, there.scalar_one(), resolve="looked at")
 
+    def ledger_findings(self) -> list[Finding]:
+        with self.database.connect() as connection:
+            return check_ledger(connection)
+
     def differences(self) -> list[Any]:
         with self.database.connect() as connection:
             return [*check_ledger(connection), *check_invoices(connection)]
@@ -201,6 +205,27 @@ def test_what_was_dropped_is_proved_and_said(house: House, tmp_path: Path) -> No
             record["dropped"]["event"] = "0" * 64
     export.write_text("\n".join(json.dumps(record) for record in forged))
     assert any("its event part" in each for each in verify(export, public).report.differences)
+
+
+def test_postings_of_a_dropped_day_that_were_changed_are_found(house: House) -> None:
+    """Both of a request, so that they are in balance. Its event is gone, and the hours say what it was."""
+    house.sign()
+    house.invoice()
+    house.close_books()
+    retention.drop(house.database, house.day)
+    with house.database.begin() as connection:
+        connection.execute(text("set local session_replication_role = replica"))
+        connection.execute(
+            text("""
+                update ledger_posting set amount_picousd = 2 * amount_picousd where transaction_id = (
+                  select transaction_id from ledger_transaction where request_id = 'first_0')
+            """)
+        )
+    found = {each.message: each.ids for each in house.ledger_findings()}
+    acme = house.tenants[0].tenant_id
+    assert found["accounts of requests that are not the sums of their hours"] == (
+        f"receivable {acme}", "revenue m1",
+    )  # fmt: skip
 
 
 def test_a_request_of_a_dropped_day_that_comes_again_is_billed_once(house: House) -> None:
