@@ -41,6 +41,7 @@ from tests.billing.invoices.test_close import (
     Books,
 )
 from tests.billing.ledger.test_price_scopes import OURS, START_MS, sign
+from tests.billing.verified import KEY
 from tests.fixtures.gateway import wait_until
 
 PAID_FOR_MODELS = {Account.REVENUE, Account.DISCOUNT, Account.CAPACITY, Account.SLA}
@@ -113,8 +114,8 @@ def test_a_maker_gets_its_share_of_what_discounts_and_credit_notes_leave(
         (october,) = close(books, "2023-10")
         assert (october["revenue"], october["amount"]) == ("4.56", "0.91")
         half = Money.parse("3.80")
-        credit_notes.issue(connection, number, half, "x", key=None, now_ms=NOVEMBER)
-        credit_notes.issue(connection, number, half, "x", key=None, now_ms=DECEMBER)
+        credit_notes.issue(connection, number, half, "x", issuer="us", key=KEY, now_ms=NOVEMBER)
+        credit_notes.issue(connection, number, half, "x", issuer="us", key=KEY, now_ms=DECEMBER)
         (november,) = close(books, "2023-11")
         assert (november["revenue"], november["owed_so_far"], november["amount"]) == ("2.28", "0.46", "-0.45")
         (december,) = close(books, "2023-12")
@@ -177,7 +178,9 @@ def test_all_that_is_paid_for_models_is_divided_among_them(database: Engine, raw
         assert sum(each.exact for each in found) == sum(each.paid for each in found) == -earned.picousd
         # What is given back whole leaves nothing to anybody, and in no month more than it should be.
         for each in invoices:
-            credit_notes.issue(connection, each.number, each.net, "x", key=None, now_ms=ISSUED_MS - 1)
+            credit_notes.issue(
+                connection, each.number, each.net, "x", issuer="us", key=KEY, now_ms=ISSUED_MS - 1
+            )
         left = defaultdict(Fraction)
         for each in makers.owed(connection, 0, ISSUED_MS):
             left[each.model, each.maker, each.contract] += each.exact
