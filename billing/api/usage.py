@@ -30,7 +30,7 @@ router = APIRouter(prefix="/admin/v1", tags=["usage"], dependencies=[KNOWN_QUERY
 _LINES_DEFAULT: Final = 1_000
 _LINES_MAX: Final = 10_000
 # Of a group's figures: not for tenants.
-_OF_PROVIDERS: Final = ("uncosted", "untold", "cost", "margin")
+_COSTS: Final = ("uncosted", "untold", "cost", "cost_makers", "margin")
 
 
 @router.get("/usage", response_model=UsageAnswer, response_model_exclude_unset=True)
@@ -52,7 +52,7 @@ def usage(
     after: After = None,
 ) -> dict[str, Any]:
     """Tokens and money of the requests that ended in [from, until), of one tenant or of all. `lines` come
-    by pages. A tenant's key sees that tenant, and nothing of what providers charge.
+    by pages. A tenant's key sees that tenant, and nothing of what providers charge and makers get.
     """
     try:
         dimensions = parse_dimensions(by)
@@ -83,7 +83,7 @@ def usage(
     if control.tenant_id is not None:
         del report["cost_items"]
         for shown in (report["total"], *report["lines"]):
-            for name in _OF_PROVIDERS:
+            for name in _COSTS:
                 del shown[name]
     return report | {"tenant_name": None if named is None else named.name, "next": page.next}
 

@@ -94,10 +94,11 @@ class Requests(Answer):
 
 
 class UsageTotal(Answer):
-    """What requests used, what tenants owe for it (`amount`) and what providers charge for it (`cost`). The
-    usage of `quarantined` requests is in doubt. `uncosted` went to a provider without a cost price; of
-    `untold` the provider has not said what they used: neither is in `cost`, nor are engines of our own.
-    `margin`: amount less cost. A tenant's key does not see these last four.
+    """What requests used, what tenants owe for it (`amount`), what providers charge for it (`cost`) and what
+    models' makers get of it (`cost_makers`). The usage of `quarantined` requests is in doubt. `uncosted` went
+    to a provider without a cost price; of `untold` the provider has not said what they used: neither is in
+    `cost`, nor are engines of our own. `margin`: amount less both. A tenant's key does not see these last
+    five.
     """
 
     requests: int
@@ -109,6 +110,7 @@ class UsageTotal(Answer):
     untold: Requests | None = None
     amount: Usd
     cost: Usd | None = None
+    cost_makers: Usd | None = None
     margin: Usd | None = None
 
 

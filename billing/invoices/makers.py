@@ -4,7 +4,6 @@ for each token. It knows no HTTP.
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any, Final
 
 from sqlalchemy import Connection, func, insert, select
@@ -75,11 +74,8 @@ def owed(connection: Connection, from_ms: int, until_ms: int) -> Sequence[Owed]:
 
 def _of_tokens(connection: Connection, terms: TermsInTime, from_ms: int, until_ms: int) -> Iterator[Owed]:
     """Of each time in which no terms change, so that whole days of it are read from their sums."""
-    changes = (at_ms for at_ms in terms.edges_ms if from_ms < at_ms < until_ms)
-    for begins_ms, ends_ms in pairwise((from_ms, *changes, until_ms)):
+    for begins_ms, ends_ms in terms.spans(from_ms, until_ms):
         held = terms.held_at(begins_ms)
-        if not held:
-            continue
         usage = usage_between(None, begins_ms, ends_ms).c
         group = usage.model, usage.tenant, usage.contract
         names = ("billed_prompt", "billed_output", "amount_picousd")

@@ -6,16 +6,19 @@ Terms hold from a whole hour on, for requests that end then or later, so that su
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Final
+from itertools import pairwise
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Row, select
 
+from billing.catalogue.money import Money
 from billing.moments import HOUR_MS
 from billing.schema.books import maker_terms
 
+K = TypeVar("K", bound=Hashable)
 _WHOLE: Final = 10_000
 
 
@@ -59,6 +62,14 @@ class TermsInTime:
         """Whether there are any."""
         return bool(self._held)
 
+    def spans(self, from_ms: int | None, until_ms: int | None) -> Iterator[tuple[int, int | None]]:
+        """[from, until), as far as any hold, cut so that in each part the same ones do."""
+        for begins_ms, ends_ms in pairwise([*self.edges_ms, None]):
+            first_ms = max(begins_ms or 0, from_ms or 0)
+            last_ms = min((each for each in (ends_ms, until_ms) if each is not None), default=None)
+            if last_ms is None or first_ms < last_ms:
+                yield first_ms, last_ms
+
     @property
     def edges_ms(self) -> list[int]:
         """When any begin, the first first."""
@@ -95,3 +106,15 @@ def of_tokens(row: Any, prompt: int, output: int, picousd: int) -> Fraction:
     if row.share_basis_points is not None:
         return Fraction(picousd * row.share_basis_points, _WHOLE)
     return Fraction(prompt * row.input_picousd + output * row.output_picousd)
+
+
+def rounded(parts: Mapping[K, Fraction]) -> dict[K, Money]:
+    """Whole pico-dollars that add up to what all of it is, rounded once, half to even. Each differs from its
+    own part by less than one; a part of nothing gets nothing.
+    """
+    found, whole, given = {}, Fraction(0), 0
+    for name, part in parts.items():
+        whole += part
+        found[name] = Money(round(whole) - given)
+        given = round(whole)
+    return found

@@ -4,8 +4,10 @@ ledger amounts.
 A request belongs to the moment it ended, in UTC: to exactly one hour and one day, so that periods add up.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import Any, Final
 
@@ -33,6 +35,7 @@ from billing.catalogue.price_book import COST, SALE, Price, PriceList, prices_by
 from billing.ledger.cost import COST_AMOUNT, COST_PRICE
 from billing.ledger.dropped import refuse_dropped
 from billing.ledger.entries import OWED_EVENTS, Pricing
+from billing.ledger.maker_terms import TermsInTime, of_tokens, rounded
 from billing.moments import DAY_MS, HOUR_MS, day_of, utc
 from billing.schema.ledger import (
     TOLD,
@@ -111,22 +114,23 @@ _PLACES: Final = tuple(_figures(usage_hour.c))
 
 @dataclass(frozen=True, slots=True)
 class UsageLine:
-    """One group: its own names, its figures by their places in the answer, what its tenants owe for it, and
-    what providers charge for it.
+    """One group: its own names, its figures by their places in the answer, what its tenants owe for it, what
+    providers charge for it, and what models' makers get of it.
     """
 
     group: Mapping[str, str]
     figures: Mapping[str, int]
     amount: Money
     cost: Money
+    makers: Money
 
     @classmethod
     def added_up(cls, lines: Iterable["UsageLine"]) -> "UsageLine":
         """The sum of these lines, as a line without names."""
         some = tuple(lines)
         figures = {place: sum(line.figures[place] for line in some) for place in (*_PLACES, *_UNCOSTED)}
-        amount, cost = (sum((getattr(line, name) for line in some), ZERO) for name in ("amount", "cost"))
-        return cls({}, figures, amount, cost)
+        sums = (sum((getattr(line, name) for line in some), ZERO) for name in ("amount", "cost", "makers"))
+        return cls({}, figures, *sums)
 
     def to_json(self) -> dict[str, Any]:
         """The group's own names beside the figures; the amount is an exact decimal string."""
@@ -137,8 +141,12 @@ class UsageLine:
                 shown.setdefault(whole, {})[part] = count
             else:
                 shown[whole] = count
-        margin = self.amount - self.cost
-        return shown | {"amount": str(self.amount), "cost": str(self.cost), "margin": str(margin)}
+        return shown | {
+            "amount": str(self.amount),
+            "cost": str(self.cost),
+            "cost_makers": str(self.makers),
+            "margin": str(self.amount - self.cost - self.makers),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,10 +238,12 @@ def report_usage(
     )
     among = partial(_among, tenant=tenant, from_ms=from_ms, until_ms=until_ms)
     costs = _costs(connection, among, by)
+    makers = _makers(connection, tenant, by, from_ms, until_ms)
     lines = tuple(
-        _line(row, by, costs.get(tuple(row[column.name] for column in columns)))
+        _line(row, by, costs.get(group), makers.get(group, ZERO))
         for row in connection.execute(query).mappings()
         if row["hours"]
+        for group in [tuple(row[column.name] for column in columns)]
     )
     return UsageReport(
         tenant=tenant,
@@ -377,6 +387,29 @@ def _costs(
     return {tuple(row[: len(columns)]): row._mapping for row in rows}
 
 
+def _makers(
+    connection: Connection,
+    tenant: str | None,
+    by: Sequence[Dimension],
+    from_ms: int | None,
+    until_ms: int | None,
+) -> dict[tuple[Any, ...], Money]:
+    """What models' makers get of what is owed for tokens, by group."""
+    terms = TermsInTime(connection)
+    found: defaultdict[tuple[Any, ...], Fraction] = defaultdict(Fraction)
+    for begins_ms, ends_ms in terms.spans(from_ms, until_ms):
+        of = usage_between(tenant, begins_ms, ends_ms, by_hour=Dimension.HOUR in by).c
+        columns = [_grouped(of, each).label(f"by_{each.value}") for each in by]
+        sums = (_sum(of[name]) for name in ("billed_prompt", "billed_output", "amount_picousd"))
+        held = terms.held_at(begins_ms)
+        query = select(*columns, of.model.label("model"), *sums).where(of.model.in_(held))
+        for *group, model, prompt, output, picousd in connection.execute(
+            query.group_by(*columns, of.model).order_by(*columns, of.model)
+        ):
+            found[tuple(group)] += of_tokens(held[model], int(prompt), int(output), int(picousd))
+    return rounded(found)
+
+
 def _among(query: Select[Any], tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
     query = query.where(_of.kind == "request", in_days(from_ms, until_ms))
     if tenant is not None:
@@ -435,7 +468,9 @@ def _by_kind(price: Price | None) -> Sequence[int | None]:
     return (None,) * len(TOKEN_KINDS) if price is None else price.by_kind
 
 
-def _line(row: Mapping[Any, Any], by: Sequence[Dimension], cost: Mapping[Any, Any] | None) -> UsageLine:
+def _line(
+    row: Mapping[Any, Any], by: Sequence[Dimension], cost: Mapping[Any, Any] | None, makers: Money
+) -> UsageLine:
     """`cost` None: nothing went to providers."""
     figures = {place: int(value) for place, value in row.items() if place in _PLACES}
     unknown = {place: 0 if cost is None else int(cost[place]) for place in _UNCOSTED}
@@ -444,6 +479,7 @@ def _line(row: Mapping[Any, Any], by: Sequence[Dimension], cost: Mapping[Any, An
         figures | unknown,
         Money.from_sql(row["amount"]),
         ZERO if cost is None else Money.from_sql(cost["cost"]),
+        makers,
     )
 
 

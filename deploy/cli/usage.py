@@ -85,8 +85,9 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
         "OUTPUT": lambda row: row["tokens"]["output"],
         "ABSORBED": lambda row: row["absorbed"]["prompt"] + row["absorbed"]["output"], "USD": "amount",
     }  # fmt: skip
-    if report.get("cost_items"):
-        figures |= {"COST": "cost", "MARGIN": "margin"}
+    makers: Any = {"MAKERS": "cost_makers"} if float(report["total"].get("cost_makers", 0)) else {}
+    if report.get("cost_items") or makers:
+        figures |= {"COST": "cost", **makers, "MARGIN": "margin"}
     total = {**report["total"], **dict.fromkeys(report["by"], ""), **dict.fromkeys(report["by"][:1], "total")}
     rows = report["lines"] if len(report["lines"]) == 1 else [*report["lines"], total]
     print_table({**names, **figures}, rows)

@@ -14,8 +14,10 @@ from billing.catalogue.instances import EngineFacts
 from billing.catalogue.models import ModelSpec
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import ALL, COST, PriceBook, Scope, list_prices, set_price, withdraw_price
+from billing.invoices import makers
 from billing.ledger.check import check_ledger
 from billing.ledger.entries import ReceivedEvent, record_events
+from billing.ledger.maker_terms import MakerTerms
 from billing.ledger.receipt import find_receipt
 from billing.ledger.usage_report import UsageReport, report_usage
 from billing.refusals import Conflict
@@ -24,6 +26,7 @@ from billing.wire.dimensions import Dimension
 from billing.wire.ending import Ending
 from billing.wire.usage_event import UsageEvent, UsageSource
 from tests.billing.events import event
+from tests.billing.ledger.test_usage_hours import add_up_all
 
 START_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
@@ -86,6 +89,54 @@ def test_a_days_mix_costs_what_it_does_by_hand(database: Engine) -> None:
     assert {item["instance"] for item in items["cost_items"]} == {"i1", "i2"}
     with database.connect() as connection:
         assert check_ledger(connection) == []
+
+
+@pytest.mark.parametrize("added_up", [False, True])
+def test_what_makers_get_is_taken_off_the_margin(database: Engine, added_up: bool) -> None:
+    """Of m1: a share of 12.34 %, then a price for each token; of m2 and m3 nothing yet. A token
+    costs a pico-dollar.
+    """
+    hour_ms = START_MS // HOUR_MS * HOUR_MS
+    with database.begin() as connection:
+        for model in ("m1", "m2", "m3"):
+            models.create(connection, ModelSpec(name=model, context_tokens=4096))
+            one = {"input": "0.000001", "cached_input": "0.000001", "output": "0.000001"}
+            set_price(connection, model, **one, valid_from_ms=0)
+        for made in (
+            MakerTerms(model="m1", maker="lab", from_ms=0, share_basis_points=1234),
+            MakerTerms(model="m1", maker="lab", from_ms=hour_ms, input_picousd=3, output_picousd=5),
+            MakerTerms(model="m2", maker="lab", from_ms=hour_ms + 10 * 24 * HOUR_MS, share_basis_points=9999),
+        ):
+            makers.set_terms(connection, made)
+    record(
+        database,
+        *(
+            event(f"{model}-{tenant}-{at_ms}", (7, 0, 4), model=model, tenant=tenant, started_ms=at_ms,
+                  ended_ms=at_ms, key_id=f"of-{tenant}")
+            for model in ("m1", "m2", "m3")
+            for tenant in ("ten_a", "ten_b", "ten_c")
+            for at_ms in (hour_ms - 2 * HOUR_MS, hour_ms - 1, hour_ms)
+        ),
+    )  # fmt: skip
+    if added_up:
+        with database.begin() as connection:
+            add_up_all(connection)
+    # Six times 11 × 0.1234, and three times 7 × 3 + 4 × 5.
+    gets = round(6 * 11 * 0.1234) + 3 * 41
+    ways = [(), *((each,) for each in Dimension), (Dimension.TENANT, Dimension.DAY, Dimension.MODEL)]
+    for by in ways:
+        found = report(database, *by)
+        assert found.total.makers == Money(gets), by
+        assert sum((line.makers for line in found.lines), ZERO) == found.total.makers
+    by_model = {line.group["model"]: line for line in report(database, Dimension.MODEL).lines}
+    assert [by_model[model].makers for model in ("m1", "m2", "m3")] == [Money(gets), ZERO, ZERO]
+    shown = by_model["m1"].to_json()
+    assert (shown["cost_makers"], shown["margin"]) == (str(Money(gets)), str(Money(99 - gets)))
+    # A part of each hour, and of a tenant: a share of 11 is 1.3574.
+    narrowed = {"from_ms": hour_ms - 1, "until_ms": hour_ms + 1}
+    assert report(database, **narrowed).total.makers == Money(round(3 * 1.3574) + 3 * 41)
+    with database.connect() as connection:
+        assert report_usage(connection, tenant="ten_b").total.makers == Money(round(2 * 1.3574) + 41)
 
 
 _prices = st.lists(

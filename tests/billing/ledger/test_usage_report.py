@@ -87,6 +87,7 @@ def line(
         "untold": {"requests": 0},
         "amount": amount,
         "cost": "0.00",
+        "cost_makers": "0.00",
         "margin": amount,
     }
 
