@@ -14,7 +14,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    Table,
     case,
     exists,
     func,
@@ -25,11 +24,10 @@ from sqlalchemy import (
 )
 
 from billing.catalogue import outbox, projects
-from billing.catalogue.names import BUDGET_PREFIX, KEY_PREFIX, new_id
+from billing.catalogue.names import KEY_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
 from billing.page import Order, Page, PageRequest, contains, read_page
 from billing.refusals import Conflict, NotFound
-from billing.schema.budgets import budget, budget_alert, budget_spent
 from billing.schema.catalogue import api_key as table
 from billing.schema.catalogue import api_key_use, model, model_audience, quota_limit, tenant
 from billing.schema.clock import NOW_MS
@@ -52,7 +50,8 @@ _QUERY: Final = select(table, api_key_use.c.last_used_ms, _STATUS.label("status"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
     """A key without its secret. `display`: its beginning and its last four characters. `models`: the models
-    that it may ask for, None for all of its tenant's. `last_used_ms`: the end of its last recorded request.
+    that it may ask for, None for all of its tenant's. `first_key_id`: of which it came by rotation, the first
+    of them. `last_used_ms`: the end of its last recorded request.
     """
 
     key_id: str
@@ -66,6 +65,7 @@ class ApiKey:
     models: tuple[str, ...] | None
     created_ms: int
     updated_ms: int
+    first_key_id: str | None = None
     last_used_ms: int | None = None
     status: Status = "active"
 
@@ -109,6 +109,7 @@ def create(
     name: str | None = None,
     expires_at_ms: int | None = None,
     allowed_models: Sequence[str] | None = None,
+    first_key_id: str | None = None,
     by_tenant: bool = False,
 ) -> NewApiKey:
     """A new key of this tenant. Raises NotFound when it has no such project, or where a model is not there;
@@ -128,6 +129,7 @@ def create(
             project_id=project_id,
             expires_at_ms=expires_at_ms,
             models=None if allowed_models is None else sorted(set(allowed_models)),
+            first_key_id=first_key_id,
         )
         .returning(table)
     ).one()
@@ -199,8 +201,8 @@ def change(connection: Connection, key_id: str, wanted: KeyChange, *, by_tenant:
 
 
 def rotate(connection: Connection, key_id: str, *, ends_ms: int) -> NewApiKey:
-    """A new key with the same rights, limits and budgets, of which as much is spent; this one ends at the
-    given moment, or earlier if it expires. Raises NotFound; Conflict for a key that is revoked or has
+    """A new key with the same rights and limits, whose requests count in the same budgets; this one ends at
+    the given moment, or earlier if it expires. Raises NotFound; Conflict for a key that is revoked or has
     expired.
     """
     old = find(connection, key_id)
@@ -215,26 +217,18 @@ def rotate(connection: Connection, key_id: str, *, ends_ms: int) -> NewApiKey:
         name=old.name,
         expires_at_ms=old.expires_at_ms,
         allowed_models=old.models,
+        first_key_id=old.first_key_id or key_id,
     )
-    _copy(connection, quota_limit, "limit_id", key_id=(key_id, made.key.key_id))
-    named = select(budget.c.budget_id).where(budget.c.key_id == key_id)
-    for budget_id in connection.execute(named).scalars().all():
-        copied = budget_id, new_id(BUDGET_PREFIX)
-        _copy(connection, budget, "", budget_id=copied, key_id=(key_id, made.key.key_id))
-        for of_budget in (budget_spent, budget_alert):
-            _copy(connection, of_budget, "", budget_id=copied)
-        outbox.record(connection, ChangeKind.TENANT, old.tenant_id)
+    _copy_limits(connection, key_id, made.key.key_id)
+    outbox.record(connection, ChangeKind.TENANT, old.tenant_id)
     return made
 
 
-def _copy(connection: Connection, rows: Table, made_anew: str, **changed: tuple[str, str]) -> None:
-    """Copy the rows in which each of these columns has its first value; the copies have its second."""
-    left_out = {made_anew, "created_ms", "updated_ms", *changed}
-    kept = [column for column in rows.c if column.name not in left_out]
-    query = select(*(literal(value) for _, value in changed.values()), *kept).where(
-        *(rows.c[name] == value for name, (value, _) in changed.items())
-    )
-    connection.execute(insert(rows).from_select([*changed, *(column.name for column in kept)], query))
+def _copy_limits(connection: Connection, of: str, to: str) -> None:
+    columns = quota_limit.c
+    kept = [each for each in columns if each.name not in {"limit_id", "key_id", "created_ms", "updated_ms"}]
+    query = select(literal(to), *kept).where(columns.key_id == of)
+    connection.execute(insert(quota_limit).from_select([columns.key_id, *kept], query))
 
 
 def _require_models(connection: Connection, names: Sequence[str] | None, seen_by: str | None) -> None:

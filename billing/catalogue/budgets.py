@@ -20,7 +20,7 @@ from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Invalid, NotFound
 from billing.schema.budgets import budget as table
 from billing.schema.budgets import budget_alert, budget_spent
-from billing.schema.catalogue import tenant
+from billing.schema.catalogue import api_key, tenant
 from billing.schema.clock import NOW_MS
 
 LIMIT_PICOUSD: Final = table.c.amount_picousd + func.coalesce(table.c.raised_picousd, 0)
@@ -36,7 +36,8 @@ _AT_ONCE: Final = 200
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """One budget in its current period, [from, until). `limit`: its amount, and what it is raised by now.
-    `first_ms`: since when something of it is spent, if anything is.
+    `first_ms`: since when something of it is spent, if anything is. `rotated`: the keys that came of `key_id`
+    by rotation, whose requests count too.
     """
 
     budget_id: str
@@ -53,6 +54,7 @@ class Budget:
     spent: Money
     first_ms: int | None = None
     window: Window | None = None
+    rotated: tuple[str, ...] = ()
 
     def period_at(self, moment_ms: int) -> int:
         """When the period begins to which what ended then counts."""
@@ -80,7 +82,9 @@ class Budget:
 
     def covers(self, project_id: str, key_id: str) -> bool:
         """Whether a request of this project and key of its tenant counts."""
-        return self.project_id in {None, project_id} and self.key_id in {None, key_id}
+        return self.project_id in {None, project_id} and (
+            self.key_id in {None, key_id} or key_id in self.rotated
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +120,14 @@ def find_whose(
     *,
     only: str | None = None,
 ) -> Whose:
-    """The owner by name; with `only`, within this tenant. Raises NotFound; Invalid if nobody is named, or
-    if a project and a key are.
+    """The owner by name; with `only`, within this tenant. Of a key that came of another by rotation it is
+    that one. Raises NotFound; Invalid if nobody is named, or if a project and a key are.
     """
     if project is not None and key_id is not None:
         raise Invalid("A budget is a project's or a key's, not both.", param="key_id")
     if key_id is not None:
-        return Whose(limits.find_subject(connection, tenant, key_id, only=only).tenant_id, None, key_id)
+        tenant_id = limits.find_subject(connection, tenant, key_id, only=only).tenant_id
+        return Whose(tenant_id, None, connection.execute(_first_key(key_id)).scalar_one())
     if tenant is None:
         raise Invalid("Name the tenant or the key whose budget it is.", param="tenant")
     tenant_id = tenants.find(connection, tenant, only=only).tenant_id
@@ -222,10 +227,12 @@ def list_page(
     key_id: str | None = None,
     per: Per | None = None,
 ) -> Page[Budget]:
-    """All budgets; those of a tenant, its projects and its keys; of one key; for such a period."""
+    """All budgets; those of a tenant, its projects and its keys; of one key, or of that of which it came by
+    rotation; for such a period.
+    """
     query = _select()
     if key_id is not None:
-        query = query.where(table.c.key_id == key_id)
+        query = query.where(table.c.key_id == _first_key(key_id).scalar_subquery())
     if per is not None:
         query = query.where(table.c.per == per.value)
     if tenant_id is not None:
@@ -287,13 +294,19 @@ def _due() -> Any:
     return or_(table.c.until_ms <= NOW_MS, table.c.raised_until_ms <= NOW_MS)
 
 
+def _first_key(key_id: str) -> Select[str]:
+    return select(func.coalesce(api_key.c.first_key_id, api_key.c.key_id)).where(api_key.c.key_id == key_id)
+
+
 def _select() -> Select[Any]:
+    rotated = select(func.array_agg(api_key.c.key_id)).where(api_key.c.first_key_id == table.c.key_id)
     return (
         select(
             table,
             tenant.c.time_zone,
             func.coalesce(budget_spent.c.amount_picousd, 0).label("spent"),
             budget_spent.c.first_ms,
+            rotated.scalar_subquery().label("rotated"),
         )
         .join(tenant, tenant.c.tenant_id == table.c.tenant_id)
         .outerjoin(budget_spent, _COUNTED)
@@ -318,6 +331,7 @@ def _budget(row: Row[Any]) -> Budget:
         else Window(row.window_days, date.fromisoformat(row.window_starts)),
         spent=Money.from_sql(row.spent),
         first_ms=row.first_ms,
+        rotated=tuple(row.rotated or ()),
     )
 
 

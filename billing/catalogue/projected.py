@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, select, true
+from sqlalchemy import Column, ColumnElement, Connection, Select, or_, select, true
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from billing.catalogue import adapters, budgets, models
@@ -48,6 +48,9 @@ def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> 
     """Projections of tenants by id."""
     limits = _limits(connection, quota_limit.c.tenant_id, quota_limit.c.key_id.is_(None), tenant_ids)
     found_budgets = budgets.of_tenants(connection, tenant_ids)
+    rotated = _live_keys(
+        connection, {key for found in found_budgets.values() for each in found for key in each.rotated}
+    )
     return {
         row.tenant_id: _json(
             {
@@ -64,15 +67,28 @@ def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> 
                     {
                         "budget": each.budget_id,
                         "project": each.project_id,
-                        "key_id": each.key_id,
+                        "key_id": key_id,
                         "per": each.per.value,
                     }
                     for each in found_budgets.get(row.tenant_id, ())
+                    for key_id in (each.key_id, *sorted(rotated.intersection(each.rotated)))
                 ],
             }
         )
         for row in connection.execute(_among(select(tenant), tenant.c.tenant_id, tenant_ids))
     }
+
+
+def _live_keys(connection: Connection, key_ids: Collection[str]) -> set[str]:
+    """Those of these keys that may still be used."""
+    if not key_ids:
+        return set()
+    query = select(api_key.c.key_id).where(
+        api_key.c.key_id.in_(key_ids),
+        api_key.c.revoked_ms.is_(None),
+        or_(api_key.c.expires_at_ms.is_(None), api_key.c.expires_at_ms > NOW_MS),
+    )
+    return set(connection.execute(query).scalars())
 
 
 def read_keys(connection: Connection, key_ids: Collection[str] | None) -> KeyEntries:

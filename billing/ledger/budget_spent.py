@@ -97,8 +97,9 @@ def recount(connection: Connection, budgets: Sequence[Budget]) -> None:
             query = query.where(usage.project == budget.project_id)
             first = first.where(usage_hour.c.project == budget.project_id)
         if budget.key_id is not None:
-            query = query.where(usage.key_id == budget.key_id)
-            first = first.where(usage_hour.c.key_id == budget.key_id)
+            keys = [budget.key_id, *budget.rotated]
+            query = query.where(usage.key_id.in_(keys))
+            first = first.where(usage_hour.c.key_id.in_(keys))
         first_ms = connection.execute(first).scalar_one()
         amount = connection.execute(query).scalar_one()
         if budget.per is Per.PREPAID:

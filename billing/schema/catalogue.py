@@ -72,6 +72,7 @@ project = Table(
 
 # `hash` is the SHA-256 of the whole key in hex; the key itself is nowhere. `display` is what people may see
 # of it. `models`: those that it may ask for, null for all that its tenant may.
+# `first_key_id`: of which it came by rotation, the first of them; its budgets are those of that one.
 api_key = Table(
     "api_key",
     metadata,
@@ -84,8 +85,10 @@ api_key = Table(
     Column("expires_at_ms", BigInteger),
     Column("revoked_ms", BigInteger),
     Column("models", ARRAY(Text)),
+    Column("first_key_id", Text, ForeignKey("api_key.key_id")),
     *_times(),
     Index(None, "created_ms", "key_id"),
+    Index(None, "first_key_id", postgresql_where=text("first_key_id is not null")),
 )
 
 # When a key was last used: the end of the last request that was recorded. Beside the key, because each batch

@@ -325,13 +325,15 @@ def test_a_rotated_key_goes_on_with_its_budgets_and_what_was_spent_of_them(
     with database.begin() as connection:
         connection.execute(update(budget_spent).values(amount_picousd=9 * 10**11))
     new = admin.post(f"/admin/v1/keys/{key}/rotate", json={}).json()["key_id"]
-    (copied,) = admin.get("/admin/v1/budgets", params={"key_id": new}).json()["data"]
-    assert copied["budget"] != budget["budget"]
-    for name in ("usd", "raised", "per", "from_ms", "until_ms"):
-        assert copied[name] == budget[name], name
-    assert (copied["spent"], copied["left"]) == ("0.90", "0.60")
-    assert [(each["percent"], each["url"]) for each in copied["alerts"]] == [(80, alert["url"])]
-    assert admin.delete(f"/admin/v1/budgets/{copied['budget']}").status_code == 200
+    (kept,) = admin.get("/admin/v1/budgets", params={"key_id": new}).json()["data"]
+    for name in ("budget", "key_id", "usd", "raised", "per", "from_ms", "until_ms"):
+        assert kept[name] == budget[name], name
+    assert (kept["spent"], kept["left"]) == ("0.90", "0.60")
+    assert [(each["percent"], each["url"]) for each in kept["alerts"]] == [(80, alert["url"])]
+    again = admin.put("/admin/v1/budgets", json={"key_id": new, "usd": "2.00", "per": "day"}).json()
+    assert (again["budget"], again["usd"]) == (budget["budget"], "2.00")
+    (shown,) = admin.get(f"/admin/v1/keys/{new}/usage").json()["budgets"]
+    assert (shown["of"], shown["left"]) == ("key", "1.10")
 
 
 def test_a_key_that_has_ended_is_not_rotated(admin: TestClient, made: Make, database: Engine):

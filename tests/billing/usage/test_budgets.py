@@ -1,12 +1,13 @@
 """What is spent of a budget is what the ledger says, whatever dies between the two."""
 
+import json
 from decimal import Decimal
 
 import pytest
 import redis
 from sqlalchemy import Engine, text, update
 
-from billing.catalogue import budgets, projects, tenants
+from billing.catalogue import api_keys, budgets, projects, tenants
 from billing.catalogue.budget_periods import Per, period_of
 from billing.catalogue.budgets import Budget, Raise, Whose
 from billing.catalogue.money import Money
@@ -127,6 +128,29 @@ def test_when_a_budget_runs_out_is_told_by_what_was_spent_since_the_first_reques
             each = budgets.find(connection, found[per].budget_id)
         assert (each.spent.picousd, each.first_ms) == (3 * COST, since_ms)
         assert each.runs_out_ms(shop.now_ms) == shop.now_ms + (shop.now_ms - since_ms)
+
+
+def test_a_rotated_key_and_those_that_came_of_it_spend_the_same_budget(shop: Shop) -> None:
+    with shop.database.begin() as connection:
+        first, other = (api_keys.create(connection, shop.tenant).key.key_id for _ in range(2))
+        whose = budgets.find_whose(connection, None, None, first)
+        budget = budgets.put(connection, whose, Per.DAY, Money(USD), None, shop.now_ms)
+        ends_ms = shop.now_ms + DAY_MS
+        second, third = (api_keys.rotate(connection, first, ends_ms=ends_ms).key.key_id for _ in range(2))
+        last = api_keys.rotate(connection, second, ends_ms=shop.now_ms - 1).key.key_id
+    shop.projector.rebuild()
+    keys = (first, second, third, last)
+    shop.publish(*(shop.event(key, key_id=key) for key in (*keys, other)))
+    shop.consumer.consume_once()
+    assert (shop.spent(budget), shop.shown(budget)[0]) == (4 * COST, 80)
+    with shop.database.begin() as connection:
+        recount(connection, [budgets.find(connection, budget.budget_id)])
+    assert shop.spent(budget) == 4 * COST
+    shown = json.loads(shop.client.get(redis_keys.tenant(shop.tenant)) or b"")["budgets"]
+    # By the second nobody asks any more: it has ended.
+    assert [(each["budget"], each["key_id"]) for each in shown] == [
+        (budget.budget_id, key) for key in (first, *sorted((third, last)))
+    ]
 
 
 def test_a_budget_that_is_set_again_keeps_what_it_counted(shop: Shop) -> None:
