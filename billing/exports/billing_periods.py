@@ -14,8 +14,9 @@ from sqlalchemy import BigInteger, Connection, Select, and_, func, literal, lite
 
 from billing.catalogue.tenants import Tenant
 from billing.invoices import store
-from billing.invoices.close import next_period, terms_of
+from billing.invoices.close import terms_of
 from billing.invoices.lines import Reserved, Terms
+from billing.invoices.next_period import next_period
 from billing.invoices.periods import days, name_before, next_name, period
 from billing.invoices.store import Stored
 from billing.invoices.terms import terms_at

@@ -11,20 +11,20 @@ from typing import Any, Final
 
 import redis
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection
 
 from billing.catalogue import projects
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import hold_prices
 from billing.catalogue.projection import read_cells
 from billing.catalogue.tenants import Tenant
-from billing.contracts.timeline import FOREVER_MS
 from billing.invoices import credits, prepaid, store
 from billing.invoices.document import Facts, invoice_document, sha256, signed
 from billing.invoices.earlier import earlier_periods, read_earlier, stored_earlier
-from billing.invoices.lines import Bill, Earlier, Reserved, Short, Terms, Used, capacity_amount, make_bill
+from billing.invoices.lines import Bill, Earlier, Reserved, Short, Terms, Used, make_bill
+from billing.invoices.next_period import next_period, span_of
 from billing.invoices.open_findings import open_findings
-from billing.invoices.periods import days, name_of, next_name, period
+from billing.invoices.periods import period
 from billing.invoices.reading import (
     capacity,
     not_billed,
@@ -34,12 +34,11 @@ from billing.invoices.reading import (
     used_late,
 )
 from billing.invoices.store import Stored
-from billing.invoices.terms import capacity_charges, list_terms, read_tiers, stored_tiers, terms_at
+from billing.invoices.terms import read_tiers, stored_tiers
 from billing.ledger.accounts import Account, EntryKind, Posting, record_entry
 from billing.ledger.dropped import has_dropped_late, is_dropped
-from billing.moments import HOUR_MS, utc
+from billing.moments import utc
 from billing.refusals import Conflict, Invalid
-from billing.schema.ledger import in_days, usage_event, usage_hour
 from billing.wire import redis_keys
 from billing.wire.invoice_lines import LINE_TYPES
 from billing.wire.redis_clock import now_ms as redis_now_ms
@@ -78,56 +77,12 @@ class Draft:
         )
 
 
-def next_period(connection: Connection, tenant: Tenant) -> str | None:
-    """The period that is closed next: after the last one, or the first with anything to pay. None if there is
-    nothing yet.
-    """
-    last = store.last_of(connection, tenant.tenant_id)
-    if last is not None:
-        return next_name(last.period)
-    first_ms = _first_owed_ms(connection, tenant)
-    if first_ms is None:
-        return None
-    # Of the month in which it is, or of the one before: as `make_draft` begins it.
-    begins_ms, _ = period(name_of(first_ms, 1, tenant.time_zone), 1, tenant.time_zone)
-    return name_of(first_ms, terms_at(connection, tenant.tenant_id, begins_ms).day, tenant.time_zone)
-
-
-def _first_owed_ms(connection: Connection, tenant: Tenant) -> int | None:
-    """From when there is usage, capacity with a price, or a commitment."""
-    hour = connection.execute(
-        select(func.min(usage_hour.c.hour)).where(usage_hour.c.tenant == tenant.tenant_id)
-    ).scalar_one()
-    moments = [] if hour is None else [_first_used_ms(connection, tenant.tenant_id, hour)]
-    reserved = capacity_charges(connection, 0, FOREVER_MS, tenant.tenant_id)
-    moments += [piece.from_ms for piece, _ in reserved if capacity_amount(piece)]
-    moments += [
-        max(dated.from_ms, tenant.created_ms)
-        for dated in list_terms(connection, tenant.tenant_id)
-        if dated.terms.commitment > ZERO
-    ]
-    return min(moments, default=None)
-
-
-def _first_used_ms(connection: Connection, tenant_id: str, hour: int) -> int:
-    """In this hour, in which a month may begin: not all time zones are whole hours from UTC."""
-    of = usage_event.c
-    query = select(func.min(of.ended_ms)).where(
-        in_days(hour * HOUR_MS, (hour + 1) * HOUR_MS),
-        of.tenant == tenant_id,
-        of.ended_ms >= hour * HOUR_MS,
-        of.ended_ms < (hour + 1) * HOUR_MS,
-    )
-    first_ms = connection.execute(query).scalar_one()
-    return hour * HOUR_MS if first_ms is None else int(first_ms)
-
-
 def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str, now_ms: int) -> Draft:
     """The invoice of a period as of now. Raises Invalid for another form of `name`; Conflict unless it is the
     period that is closed next.
     """
     try:
-        starts_ms, _ = period(name, 1, tenant.time_zone)
+        period(name, 1, tenant.time_zone)
     except ValueError as exc:
         raise Invalid(str(exc), param="period") from exc
     last = store.last_of(connection, tenant.tenant_id)
@@ -138,14 +93,10 @@ def make_draft(connection: Connection, tenant: Tenant, name: str, *, issuer: str
             f"Periods are closed in their order: the next one is {expected}.{done}", param="period",
             code="period_not_next",
         )  # fmt: skip
-    first_guess = terms_at(connection, tenant.tenant_id, starts_ms)
-    from_ms, _ = period(name, first_guess.day, tenant.time_zone)
-    from_ms = from_ms if last is None else last.until_ms
-    terms = terms_at(connection, tenant.tenant_id, from_ms)
-    begins_ms, until_ms = period(name, terms.day, tenant.time_zone)
+    span = span_of(connection, tenant, name, None if last is None else last.until_ms)
+    from_ms, until_ms, terms = span.from_ms, span.until_ms, span.terms
     if until_ms <= from_ms:
         raise Conflict(f"All of {name} is on {last and last.number} already.", param="period")
-    terms = terms.for_days(days(from_ms, until_ms), days(begins_ms, until_ms))
     upto = store.last_transaction(connection)
     after = 0 if last is None else last.ledger_upto
     late = used_late(connection, tenant.tenant_id, after, upto)

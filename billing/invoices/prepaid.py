@@ -19,7 +19,8 @@ from billing.catalogue.outbox import ChangeKind
 from billing.catalogue.tenants import Tenant
 from billing.invoices import credits, store
 from billing.invoices.lines import capacity_amount, to_cents
-from billing.invoices.periods import days, name_of, next_name, period
+from billing.invoices.next_period import begun_period, span_of
+from billing.invoices.periods import next_name
 from billing.invoices.reading import owed_for_usage
 from billing.invoices.terms import capacity_charges, terms_at
 from billing.ledger.budget_spent import recount
@@ -87,20 +88,17 @@ def _beside_usage(connection: Connection, tenant: Tenant, since_ms: int, now_ms:
     charged; while it lasts usage draws on it.
     """
     last = store.last_of(connection, tenant.tenant_id)
-    begins_ms = min(tenant.created_ms, now_ms) if last is None else last.until_ms
-    name = next_name(last.period) if last is not None else None
-    unused = ZERO
+    after_ms = None if last is None else last.until_ms
+    name, unused = begun_period(connection, tenant, now_ms), ZERO
     while True:
-        terms = terms_at(connection, tenant.tenant_id, begins_ms)
-        name = name or name_of(begins_ms, terms.day, tenant.time_zone)
-        starts_ms, ends_ms = period(name, terms.day, tenant.time_zone)
-        if ends_ms > now_ms:
-            return unused + _capacity(connection, tenant.tenant_id, since_ms, ends_ms), ends_ms
-        spent = owed_for_usage(connection, tenant.tenant_id, begins_ms, ends_ms, 0)
-        spent += _capacity(connection, tenant.tenant_id, begins_ms, ends_ms)
-        part = terms.for_days(days(begins_ms, ends_ms), days(starts_ms, ends_ms))
-        unused += max(ZERO, part.commitment - spent)
-        begins_ms, name = ends_ms, next_name(name)
+        span = span_of(connection, tenant, name, after_ms)
+        if span.until_ms > now_ms:
+            beside = _capacity(connection, tenant.tenant_id, since_ms, span.until_ms)
+            return unused + beside, span.until_ms
+        spent = owed_for_usage(connection, tenant.tenant_id, span.from_ms, span.until_ms, 0)
+        spent += _capacity(connection, tenant.tenant_id, span.from_ms, span.until_ms)
+        unused += max(ZERO, span.terms.commitment - spent)
+        after_ms, name = span.until_ms, next_name(name)
 
 
 def _capacity(connection: Connection, tenant_id: str, from_ms: int, until_ms: int) -> Money:

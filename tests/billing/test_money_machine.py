@@ -26,8 +26,9 @@ from billing.cell.scripts import budget_hold_call, settle_call
 from billing.invoices import credit_notes, credits, store
 from billing.invoices.books import balances, close_books, last_closed
 from billing.invoices.check import check_invoices
-from billing.invoices.close import close, make_draft, next_period
+from billing.invoices.close import close, make_draft
 from billing.invoices.lines import Terms
+from billing.invoices.next_period import next_period
 from billing.invoices.periods import next_name, period
 from billing.invoices.terms import set_terms
 from billing.ledger.accounts import Account, account_balance

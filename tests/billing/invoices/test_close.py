@@ -24,10 +24,10 @@ from billing.invoices.close import (
     close,
     compute_again,
     make_draft,
-    next_period,
     refuse_early,
 )
 from billing.invoices.lines import Terms, Tier
+from billing.invoices.next_period import next_period
 from billing.invoices.periods import period
 from billing.invoices.store import Stored
 from billing.invoices.terms import set_capacity_price, set_terms

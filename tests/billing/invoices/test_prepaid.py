@@ -7,7 +7,7 @@ import pytest
 import redis
 from sqlalchemy import Engine, select, text
 
-from billing.catalogue import budget_alerts, budgets
+from billing.catalogue import budget_alerts, budgets, tenants
 from billing.catalogue.budget_periods import Per
 from billing.catalogue.money import Money
 from billing.contracts import store as contracts
@@ -154,6 +154,27 @@ def test_what_is_left_of_a_commitment_is_kept_back_until_it_is_on_its_invoice(sh
     shop.close("2023-11")
     shop.renew(DECEMBER)
     assert shop.left() == ("10.00", "0.00")
+
+
+@pytest.mark.parametrize("day", [1, 15])
+@pytest.mark.parametrize("used", [0, 2])
+def test_a_first_commitment_is_kept_back_as_its_invoice_will_charge_it(
+    shop: Shop, day: int, used: int
+) -> None:
+    """The tenant was made on the 20th: the invoice is of the whole period."""
+    made_ms = OCTOBER + 19 * 24 * HOUR_MS
+    shop.connection.execute(text("update tenant set created_ms = :at"), {"at": made_ms})
+    shop.tenant = tenants.find(shop.connection, shop.tenant.tenant_id)
+    terms = Terms(day=day, tax_basis_points=1000, commitment=Money.parse("31"))
+    set_terms(shop.connection, shop.tenant.tenant_id, terms, 0)
+    shop.grant("110", OCTOBER)
+    for number in range(used):
+        shop.use(made_ms + number)
+    shop.renew(NOVEMBER + 20 * 24 * HOUR_MS)  # the period is over
+    limit, spent = shop.left()
+    made = shop.close("2023-10")
+    assert str(made.net) == "31.00"
+    assert Money.parse(limit) - Money.parse(spent) == Money.parse("100") - made.net
 
 
 def test_what_a_credit_note_gives_back_can_be_used_again(shop: Shop) -> None:

@@ -12,8 +12,9 @@ from sqlalchemy import Engine, text
 
 from billing.catalogue.money import ZERO, Money
 from billing.contracts import store as contracts
-from billing.invoices.close import compute_again, next_period
+from billing.invoices.close import compute_again
 from billing.invoices.lines import Terms
+from billing.invoices.next_period import next_period
 from billing.invoices.periods import period
 from billing.invoices.terms import set_capacity_price, set_terms
 from billing.ledger.entries import record_events
