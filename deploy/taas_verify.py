@@ -22,7 +22,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-VERSION = 1
+VERSION = 2
 PICOUSD = 10**12
 CENT = PICOUSD // 100
 PARTS = ("event", "internal", "postings", "price")
@@ -33,7 +33,7 @@ KINDS = ("uncached_input", "cached_input", "cache_write", "output")
 DERIVED = {"discount": ("period", "above"), "covered": ("period",), "commitment": ("committed",)}
 # A line of usage, but for its period.
 GROUP = ("project", "model", "class", "contract", "price_id", "kind")
-LINE_CHARS_MAX = 4 * 1024 * 1024
+LINE_BYTES_MAX = 4 * 1024 * 1024
 SHOWN_MAX = 50
 # Of a record that has other members, or other values in them.
 NOT_AS_IT_MUST_BE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError)
@@ -695,7 +695,9 @@ class Verification:
         self._invoices = Invoices(self.report)
         self._chain: Chain | None = None
         self._signed_upto: tuple[int, str] = (0, "")
-        self._ended = False
+        self._ended = self._whole = False
+        # All lines before the one that is taken.
+        self.told = hashlib.sha256()
 
     def take(self, record: dict[str, Any]) -> None:
         """The next record."""
@@ -736,6 +738,10 @@ class Verification:
 
     def _end(self, record: dict[str, Any], chain: Chain) -> None:
         self._ended = True
+        text = b"taas usage export 2\n" + record["sha256"].encode()
+        self._whole = self._signatures.check("end", record, text, self.report) and (
+            record["sha256"] == self.told.hexdigest()
+        )
         self.report.expect("end: its number of entries", record["entries"], self.report.checked["entries"])
         self.report.expect(
             "end: its amount in pico-dollars", int(record["amount_picousd"]), self.report.amount
@@ -753,24 +759,30 @@ class Verification:
                 f"no signed checkpoint covers the entries up to position {self._chain.position}"
             )
         self._invoices.compare(self.header)
+        if not self._whole and not self.report.differences:
+            self.report.differs(
+                "these are not the lines that were exported: an invoice, a note or a price that nothing else "
+                "names was left out, put in or changed"
+            )
 
 
-def records(path: Path, report: Report) -> Iterator[dict[str, Any]]:
-    """The lines of the export; what is no record is noted."""
+def records(path: Path, report: Report, told: Any) -> Iterator[dict[str, Any]]:
+    """The lines of the export; what is no record is noted. `told` is told each, once it was taken."""
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
+        with path.open("rb") as file:
             number = 0
-            while line := file.readline(LINE_CHARS_MAX):
+            while line := file.readline(LINE_BYTES_MAX):
                 number += 1
                 try:
-                    record = json.loads(line)
+                    record = json.loads(line.decode())
                     if not isinstance(record["record"], str):
                         raise TypeError
                 except (ValueError, TypeError, KeyError, RecursionError):
                     report.differs(f"line {number}: it is no record")
                     continue
                 yield record
-    except (OSError, UnicodeDecodeError) as exc:
+                told.update(line)
+    except OSError as exc:
         raise NotAnExport(f"{path} cannot be read: {exc}") from exc
 
 
@@ -778,7 +790,7 @@ def verify(path: Path, key: Path) -> Verification:
     """Read and check an export. Raises NotAnExport."""
     verification = Verification(Signatures(key))
     report = verification.report
-    for record in records(path, report):
+    for record in records(path, report, verification.told):
         try:
             verification.take(record)
         except NOT_AS_IT_MUST_BE as exc:

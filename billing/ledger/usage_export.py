@@ -5,7 +5,9 @@ It reads some entries at a time, and what it has said it never needs again: entr
 ones are not in it.
 """
 
-from collections.abc import Iterator, Mapping
+import base64
+import hashlib
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,9 +23,11 @@ from billing.ledger.checkpoints import Checkpoint
 from billing.schema.chain import usage_chain, usage_chain_head
 from billing.schema.clock import database_now_ms
 from billing.schema.invoices import invoice
+from billing.wire.evidence import key_id
 from billing.wire.tokens import TOKEN_KINDS, by_kind
 
-VERSION: Final = 1
+VERSION: Final = 2
+_SIGNED: Final = b"taas usage export 2\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +53,33 @@ def span_of(connection: Connection, chain: str, from_ms: int, until_ms: int) -> 
 def export_usage(
     connection: Connection, tenant: Tenant, span: Span, key: Ed25519PrivateKey | None
 ) -> Iterator[bytes]:
-    """The lines, each with its line feed. The last link is signed if there is a key. The caller keeps the
-    connection while it reads them.
+    """The lines, each with its line feed. The last link, and all lines together, are signed if there is a
+    key. The caller keeps the connection while it reads them.
     """
+    lines, told = _lines(connection, tenant, span, key), hashlib.sha256()
+    while True:
+        try:
+            line = next(lines)
+        except StopIteration as ended:
+            end: dict[str, Any] = ended.value
+            break
+        told.update(line)
+        yield line
+    yield _line("end", {**end, **signed_end(told.hexdigest(), key)})
+
+
+def signed_end(sha256: str, key: Ed25519PrivateKey | None) -> dict[str, str]:
+    """That these are all lines: their SHA-256, signed."""
+    if key is None:
+        return {"sha256": sha256}
+    signature = base64.b64encode(key.sign(_SIGNED + sha256.encode())).decode()
+    return {"sha256": sha256, "key": key_id(key.public_key()), "signature": signature}
+
+
+def _lines(
+    connection: Connection, tenant: Tenant, span: Span, key: Ed25519PrivateKey | None
+) -> Generator[bytes, None, dict[str, Any]]:
+    """All lines but the last; returns how many entries they have, and of which amount."""
     chain = tenant.tenant_id
     now_ms = database_now_ms(connection)
     yield _line("header", {
@@ -82,7 +110,7 @@ def export_usage(
     if position:
         head = Checkpoint(chain=chain, position=position, hash=hash_, at_ms=now_ms)
         yield _line("checkpoint", (head if key is None else checkpoints.signed(head, key)).to_json())
-    yield _line("end", {"entries": max(0, span.last - span.first + 1), "amount_picousd": str(amount)})
+    return {"entries": max(0, span.last - span.first + 1), "amount_picousd": str(amount)}
 
 
 def _entry(row: Mapping[Any, Any], price: Price | None, price_digest: str) -> dict[str, Any]:

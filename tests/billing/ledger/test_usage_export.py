@@ -1,5 +1,6 @@
 """The export of a tenant's usage, and `taas-verify`, which checks it without our code and our servers."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -144,6 +145,28 @@ def test_what_differs_is_named(export: list[bytes], change: Callable[[Records], 
     assert any(named in each for each in report.differences), report.differences
 
 
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("which", ["the last invoice", "its credit note", "spaces"])
+def test_what_nothing_else_in_an_export_names_is_missed(
+    export: list[bytes], which: str, signed: bool
+) -> None:
+    (last,) = [line for line in export if b'"name":"2023-12"' in line and b'"record":"invoice"' in line]
+    (note,) = [line for line in export if b'"document":"credit_note"' in line]
+    changed = {
+        "the last invoice": [line for line in export if line != last],
+        "its credit note": [line for line in export if line != note],
+        "spaces": [export[0], export[1].replace(b",", b", "), *export[2:]],
+    }[which]
+    if signed:
+        (difference,) = report_of(changed).differences
+        assert difference.startswith("these are not the lines that were exported")
+        return
+    end = json.loads(changed.pop())
+    end["sha256"] = hashlib.sha256(b"".join(changed)).hexdigest()
+    (difference,) = report_of([*changed, canonical(end) + b"\n"]).differences
+    assert difference.startswith("end: its signature is not of the key")
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -182,6 +205,6 @@ def test_an_export_of_some_days_follows_the_one_before(books: Books, verify: Ver
     assert (status, "1 checkpoints" in said) == (0, True), said
 
 
-@pytest.mark.parametrize("content", [b"", b"{}\n", b"nothing", b'{"record":"header","version":2}\n'])
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"nothing", b'{"record":"header","version":1}\n'])
 def test_what_is_no_export_ends_with_2(verify: Verifier, content: bytes) -> None:
     assert verify([content])[0] == 2
