@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from billing.wire.tokens import CounterPair
 
@@ -34,6 +34,18 @@ class FindingKind(StrEnum):
     NOT_FOR_SALE = "not_for_sale"
     CLOCKS_DIFFER = "clocks_differ"
     PROVIDER_DIFFERS = "provider_differs"
+
+
+# What only an audit finds that reads everything back: what is stored is not what was recorded.
+OF_FACTS: Final = frozenset(
+    {
+        FindingKind.LEDGER_UNBALANCED, FindingKind.LEDGER_INCOMPLETE, FindingKind.LEDGER_MISPRICED,
+        FindingKind.TOTALS_DIFFER, FindingKind.CHAIN_BROKEN, FindingKind.AUDIT_LOG_DIFFERS,
+        FindingKind.INVOICE_DIFFERS, FindingKind.PROVIDER_DIFFERS,
+    }
+)  # fmt: skip
+# Something is not accounted for, or not as it was recorded.
+WRONG: Final = OF_FACTS | {FindingKind.RESIDUAL, FindingKind.REQUEST_UNKNOWN, FindingKind.REQUEST_DIFFERS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

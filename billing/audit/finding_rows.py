@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from billing.findings import Finding, FindingKind
+from billing.findings import OF_FACTS, Finding, FindingKind
 from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Conflict, NotFound
 from billing.schema.clock import database_now_ms
@@ -20,14 +20,6 @@ from billing.schema.locks import AdvisoryLock
 
 # What an audit says of its own work, once: nobody need look at it later.
 _NEWS: Final = frozenset({FindingKind.RECONCILED, FindingKind.NOT_DRAINED})
-# What only an audit finds that reads everything back.
-_OF_FACTS: Final = frozenset(
-    {
-        FindingKind.LEDGER_UNBALANCED, FindingKind.LEDGER_INCOMPLETE, FindingKind.LEDGER_MISPRICED,
-        FindingKind.TOTALS_DIFFER, FindingKind.CHAIN_BROKEN, FindingKind.AUDIT_LOG_DIFFERS,
-        FindingKind.INVOICE_DIFFERS, FindingKind.PROVIDER_DIFFERS,
-    }
-)  # fmt: skip
 # Figures in a message change while it stays the same finding.
 _FIGURES: Final = re.compile(r"[0-9][0-9.,]*")
 
@@ -99,7 +91,7 @@ def keep(
             if row.state == State.RESOLVED.value and _size(said) != _size(row.said):
                 changes["state"] = State.OPEN.value
             connection.execute(update(table).where(table.c.finding_id == row.finding_id).values(**changes))
-    not_asked = set() if facts else {kind.value for kind in _OF_FACTS}
+    not_asked = set() if facts else {kind.value for kind in OF_FACTS}
     for key, row in there.items():
         if key not in seen and key[0] not in not_asked and (only is None or only(*key)):
             state = row.state if row.state == State.RESOLVED.value else State.CLOSED.value

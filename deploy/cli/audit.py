@@ -4,16 +4,10 @@ from typing import Any, Final
 
 import click
 
+from billing.findings import WRONG
 from deploy.cli.connection import call
 from deploy.cli.output import json_option, print_json, print_table
 
-# Findings that say that something is not accounted for, or not as it was written down.
-_WRONG: Final = frozenset(
-    {
-        "residual", "request_unknown", "request_differs", "ledger_unbalanced", "ledger_incomplete",
-        "ledger_mispriced", "totals_differ", "chain_broken", "audit_log_differs", "provider_differs",
-    }
-)  # fmt: skip
 _IDS_SHOWN: Final = 3
 
 
@@ -25,8 +19,8 @@ def audit(context: click.Context, full: bool, as_json: bool) -> None:
     """Compare what engines counted with what is billed, absorbed and open, in tokens.
 
     The residual is what nothing explains; it should be 0, also while requests run. Pairs are
-    prompt/generation. The exit status is 1 if there is a residual, an error in the ledger, or an entry of the
-    audit log that was changed.
+    prompt/generation. The exit status is 1 if there is a residual, an error in the ledger, or an invoice or
+    an entry of the audit log that was changed.
 
     What was recorded since the last signed checkpoints (the end of yesterday) is read back, and must be what
     was chained and follow what was signed. That does not show what was changed of earlier days, in sums or in
@@ -37,7 +31,7 @@ def audit(context: click.Context, full: bool, as_json: bool) -> None:
         print_json(report)
     else:
         _print(report)
-    if report["residual_tokens"] or any(finding["kind"] in _WRONG for finding in report.get("findings", ())):
+    if report["residual_tokens"] or any(finding["kind"] in WRONG for finding in report.get("findings", ())):
         context.exit(1)
 
 

@@ -4,10 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from billing.findings import FindingKind
+from deploy.cli.audit import audit
 from tests.deploy.cli.conftest import Taas
 from tests.fixtures.engine import EngineMaker, SimEngine
 
+_LOOKED_AT = {
+    FindingKind.RECONCILED, FindingKind.NO_COUNTERS, FindingKind.COUNTER_LOST, FindingKind.UNPRICED,
+    FindingKind.QUARANTINED, FindingKind.UNREACHABLE, FindingKind.UNREADABLE, FindingKind.NOT_DRAINED,
+    FindingKind.USAGE_REJECTED, FindingKind.USAGE_CONFLICT, FindingKind.NOT_FOR_SALE,
+    FindingKind.CLOCKS_DIFFER,
+}  # fmt: skip
 CHAT = {
     "model": "sim",
     "messages": [{"role": "user", "content": "hello"}],
@@ -38,3 +47,16 @@ def test_tokens_that_nobody_accounts_for_are_named_and_end_with_1(
     assert "req_unknown" in shown
     assert "residual: 0" not in shown
     assert taas("audit", "--json", exit_code=1).stdout.startswith("{")
+
+
+@pytest.mark.parametrize("kind", FindingKind)
+def test_what_is_wrong_ends_with_1_and_what_is_only_to_be_looked_at_does_not(
+    kind: FindingKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind is told apart here: a new one has to be."""
+    report = {"instances": [], "residual_tokens": 0, "checked": "all",
+              "findings": [{"kind": kind.value, "message": "of it"}]}  # fmt: skip
+    monkeypatch.setattr("deploy.cli.audit.call", lambda *_, **__: report)
+    done = CliRunner().invoke(audit, [])
+    assert kind.value in done.stdout
+    assert done.exit_code == (0 if kind in _LOOKED_AT else 1)
