@@ -41,6 +41,9 @@ class BillingSettings(BaseSettings):
     evidence_key_file: Path | None = None
     # Who issues invoices, as they name it; without it none is issued.
     issuer: str = Field(default="", max_length=200)
+    # A TrueType font (.ttf) for invoices as PDF, in place of our own, whose letters are those of Western
+    # Europe and Turkey.
+    invoice_font_file: Path | None = None
     # So many days of usage events are kept, whole ones; None: all.
     usage_retention_days: int | None = Field(default=None, ge=35, le=36_500)
     # Authorities, beyond the usual ones, that sign the certificates of engines and providers (PEM).

@@ -136,6 +136,7 @@ def build_app(
         http=http,
         evidence_key_file=settings.evidence_key_file,
         issuer=settings.issuer,
+        invoice_font_file=settings.invoice_font_file,
         retention_days=settings.usage_retention_days,
     )
     app.state.auditor = auditor or Auditor(

@@ -43,6 +43,7 @@ class ControlPlane:
     http: httpx.Client
     evidence_key_file: Path | None = None
     issuer: str = ""
+    invoice_font_file: Path | None = None
     retention_days: int | None = None
     # Of this request: its `Idempotency-Key`, if it has one, who asks, and how a change is logged.
     claim: IdempotencyClaim | None = None

@@ -168,12 +168,14 @@ def document(number: Number, control: Control) -> Response:
     responses={200: {"content": {"application/pdf": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 def pdf(number: Number, control: Control) -> Response:
-    """The same for people. The same document makes the same bytes."""
+    """The same for people. The same document makes the same bytes, with the same font."""
     from billing.invoices.pdf import make_pdf
 
     with control.reading() as connection:
         found = store.find(connection, number, only=control.tenant_id)
-    return Response(make_pdf(found.document, found.signature), media_type="application/pdf")
+    return Response(
+        make_pdf(found.document, found.signature, control.invoice_font_file), media_type="application/pdf"
+    )
 
 
 @router.get("/{number}/check", response_model=InvoiceCheck)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from io import BytesIO
+from pathlib import Path
 from typing import Any, Final
 from xml.sax.saxutils import escape
 from zoneinfo import ZoneInfo
@@ -17,21 +18,38 @@ from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
 from reportlab.platypus import Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
+from billing.invoices.pdf_font import Font, read_font
 from billing.moments import utc
 from billing.wire.invoice_lines import LINE_TYPES
 
 _TITLES: Final = {"invoice": "Invoice", "credit_note": "Credit note"}
-_SMALL: Final = ParagraphStyle("small", fontName="Helvetica", fontSize=7.5, leading=9.5)
-_RIGHT: Final = ParagraphStyle("right", _SMALL, alignment=2)
-_BODY: Final = ParagraphStyle("body", fontName="Helvetica", fontSize=9.5, leading=13)
-_TITLE: Final = ParagraphStyle("title", fontName="Helvetica-Bold", fontSize=18, leading=24)
-_GREY: Final = ParagraphStyle("grey", _SMALL, textColor=colors.HexColor("#555555"))
 _WIDTHS: Final = [86 * mm, 34 * mm, 30 * mm, 24 * mm]
 
 
-def make_pdf(document: bytes, signature: str | None) -> bytes:
-    """The pages of a document, with its SHA-256 and its signature at the end."""
-    shown = orjson.loads(document)
+class _Look:
+    """How texts look in a font."""
+
+    def __init__(self, font: Font) -> None:
+        self.text, self.bold = font.text, font.bold
+        self.small = ParagraphStyle("small", fontName=font.text, fontSize=7.5, leading=9.5)
+        self.right = ParagraphStyle("right", self.small, alignment=2)
+        self.body = ParagraphStyle("body", fontName=font.text, fontSize=9.5, leading=13)
+        self.title = ParagraphStyle("title", fontName=font.bold, fontSize=18, leading=24)
+        self.grey = ParagraphStyle("grey", self.small, textColor=colors.HexColor("#555555"))
+
+    def number(self, canvas: Any, pages: Any) -> None:
+        """Of each page."""
+        canvas.setFont(self.text, 7.5)
+        canvas.drawRightString(A4[0] - 18 * mm, 10 * mm, f"page {pages.page}")
+
+
+def make_pdf(document: bytes, signature: str | None, font: Path | None = None) -> bytes:
+    """The pages of a document, with its SHA-256 and its signature at the end. `font`: a TrueType font in
+    place of our own. Raises Conflict if that cannot be used.
+    """
+    used = read_font(font)
+    look, said = _Look(used), orjson.loads(document)
+    shown = _in_letters(said, used)
     title = f"{_TITLES[shown['document']]} {shown['number']}"
     target = BytesIO()
     pages = SimpleDocTemplate(
@@ -42,35 +60,42 @@ def make_pdf(document: bytes, signature: str | None) -> bytes:
         topMargin=18 * mm,
         bottomMargin=18 * mm,
         title=title,
-        author=shown["issuer"],
+        author=said["issuer"],
         invariant=1,
+        initialFontName=used.text,
     )
     proof = f"SHA-256 of the document: {hashlib.sha256(document).hexdigest()}"
     if signature is not None:
         proof += f"<br/>Signature (Ed25519): {escape(signature)}"
     pages.build(
         [
-            Paragraph(escape(title), _TITLE),
+            Paragraph(escape(title), look.title),
             Spacer(0, 3 * mm),
-            Paragraph(_head(shown), _BODY),
+            Paragraph(_head(shown), look.body),
             Spacer(0, 6 * mm),
-            _lines(shown),
+            _lines(shown, look),
             Spacer(0, 4 * mm),
-            _sums(shown),
+            _sums(shown, look),
             Spacer(0, 8 * mm),
-            Paragraph(_notes(shown), _GREY),
+            Paragraph(_notes(shown, lacks_letters=shown != said), look.grey),
             Spacer(0, 3 * mm),
-            Paragraph(proof, _GREY),
+            Paragraph(proof, look.grey),
         ],
-        onFirstPage=_numbered,
-        onLaterPages=_numbered,
+        onFirstPage=look.number,
+        onLaterPages=look.number,
     )
     return target.getvalue()
 
 
-def _numbered(canvas: Any, pages: Any) -> None:
-    canvas.setFont("Helvetica", 7.5)
-    canvas.drawRightString(A4[0] - 18 * mm, 10 * mm, f"page {pages.page}")
+def _in_letters(value: Any, font: Font) -> Any:
+    """All texts of it as the font can show them."""
+    if isinstance(value, str):
+        return font.shown(value)
+    if isinstance(value, list):
+        return [_in_letters(each, font) for each in value]
+    if isinstance(value, dict):
+        return {name: _in_letters(each, font) for name, each in value.items()}
+    return value
 
 
 def _head(shown: Mapping[str, Any]) -> str:
@@ -92,26 +117,26 @@ def _local(period: Mapping[str, Any], name: str) -> str:
     return f"{moment:%Y-%m-%d %H:%M}"
 
 
-def _lines(shown: Mapping[str, Any]) -> Table:
+def _lines(shown: Mapping[str, Any], look: _Look) -> Table:
     rows: list[Sequence[Any]] = [["Description", "Quantity", "Price (USD)", "Amount (USD)"]]
     names = shown.get("project_names", {})
     for line in shown["lines"]:
         what, quantity, price = LINE_TYPES[line["type"]].words(line, shown["period"]["name"], names)
         rows.append(
             [
-                Paragraph(escape(what), _SMALL),
-                Paragraph(escape(quantity), _RIGHT),
-                Paragraph(escape(price), _RIGHT),
-                Paragraph(_thousands(line["amount"]), _RIGHT),
+                Paragraph(escape(what), look.small),
+                Paragraph(escape(quantity), look.right),
+                Paragraph(escape(price), look.right),
+                Paragraph(_thousands(line["amount"]), look.right),
             ]
         )
     if len(rows) == 1:
-        rows.append([Paragraph("nothing was used", _SMALL), "", "", ""])
+        rows.append([Paragraph("nothing was used", look.small), "", "", ""])
     table = Table(rows, colWidths=_WIDTHS, repeatRows=1)
     table.setStyle(
         TableStyle(
             [
-                ("FONT", (0, 0), (-1, 0), "Helvetica-Bold", 8),
+                ("FONT", (0, 0), (-1, 0), look.bold, 7.5),
                 ("ALIGN", (1, 0), (-1, 0), "RIGHT"),
                 ("LINEBELOW", (0, 0), (-1, 0), 0.8, colors.black),
                 ("LINEBELOW", (0, 1), (-1, -1), 0.25, colors.HexColor("#cccccc")),
@@ -124,7 +149,7 @@ def _lines(shown: Mapping[str, Any]) -> Table:
     return table
 
 
-def _sums(shown: Mapping[str, Any]) -> Table:
+def _sums(shown: Mapping[str, Any], look: _Look) -> Table:
     tax = shown["terms"]["tax"]
     percent = f"{tax['basis_points'] / 100:g} %"
     rows = [
@@ -137,12 +162,12 @@ def _sums(shown: Mapping[str, Any]) -> Table:
         for each in shown.get("credits", ())
     ]
     rows.append(["Due (USD)", _thousands(shown["due"])])
-    table = Table(rows, colWidths=[60 * mm, 24 * mm], hAlign="RIGHT")
+    table = Table(rows, colWidths=[80 * mm, 24 * mm], hAlign="RIGHT")
     table.setStyle(
         TableStyle(
             [
-                ("FONT", (0, 0), (-1, -1), "Helvetica", 9),
-                ("FONT", (0, -1), (-1, -1), "Helvetica-Bold", 10),
+                ("FONT", (0, 0), (-1, -1), look.text, 9),
+                ("FONT", (0, -1), (-1, -1), look.bold, 10),
                 ("ALIGN", (1, 0), (1, -1), "RIGHT"),
                 ("LINEABOVE", (0, -1), (-1, -1), 0.8, colors.black),
             ]
@@ -158,8 +183,10 @@ def _thousands(amount: str) -> str:
     return f"{sign}{int(whole.removeprefix('-')):,}.{cents}"
 
 
-def _notes(shown: Mapping[str, Any]) -> str:
+def _notes(shown: Mapping[str, Any], *, lacks_letters: bool) -> str:
     notes = []
+    if lacks_letters:
+        notes.append("Letters that the font of this page lacks are shown without their marks, or as ?.")
     if "rounding" in shown:
         notes.append(f"Rounding: {escape(shown['rounding'])}.")
     if part := shown["terms"].get("prorated"):
