@@ -3,9 +3,11 @@ step of its life.
 """
 
 import json
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import redis
 from msgspec.structs import asdict, replace
 
@@ -21,6 +23,21 @@ from billing.wire.usage_event import CapacityClass, EventHead, UsageEvent, Usage
 CELL = "pool-1"
 LEASE_MS = 10_000
 WEIGHTS = Weights(version=1, w_in_mu=1000, w_cached_mu=100, w_out_mu=4000)
+
+
+class Drained:
+    """A figure from which so much drains each millisecond, since this was made: however long the machine
+    took for the steps of a test.
+    """
+
+    def __init__(self, per_ms: float) -> None:
+        self._per_ms = per_ms
+        self._began_s = time.monotonic()
+
+    def __call__(self, figure: float) -> Any:
+        """What is left of it now, for a comparison."""
+        half = self._per_ms * (1 + (time.monotonic() - self._began_s) * 500)
+        return pytest.approx(figure - half, abs=half + self._per_ms)
 
 
 def empty(client: redis.Redis) -> None:

@@ -3,7 +3,6 @@ it has had its rate.
 """
 
 import random
-import time
 from typing import Any
 
 import pytest
@@ -33,11 +32,9 @@ from tests.billing.cell.plan import (
     tenants_waiting,
     virtual,
 )
-from tests.billing.cell.requests import CELL, CellRequest, limits_of
+from tests.billing.cell.requests import CELL, CellRequest, Drained, limits_of
 
 RATE = 1_000_000
-# What the clock itself drains while a test runs: a few ms of the rate.
-DRIFT = 0.05 * RATE
 
 
 def ask(client: redis.Redis, request_id: str, cost_mu: int = 0, asked: Tier = Tier.AUTO) -> ReserveReply:
@@ -97,12 +94,13 @@ def test_three_times_the_contract_gets_its_rate_and_no_more_than_a_burst_beside(
 
 
 def test_debt_delays_the_next_by_exactly_what_it_takes_to_drain(valkey: redis.Redis) -> None:
+    left_ms = Drained(1)
     sign(valkey, "acme", RATE)
     request = CellRequest(client=valkey, request_id="long")
     request.reserve(1_000)
     request.settle(10 * RATE)
     after_ms = refusal(ask(valkey, "next")) or 0
-    assert after_ms == pytest.approx(9_000, abs=50)
+    assert after_ms == left_ms(9_000)
     age_contract(valkey, "acme", after_ms / 1000 - 0.5)
     sooner_ms = refusal(ask(valkey, "next"))
     assert sooner_ms is not None
@@ -112,27 +110,29 @@ def test_debt_delays_the_next_by_exactly_what_it_takes_to_drain(valkey: redis.Re
 
 
 def test_output_is_charged_as_it_streams_and_a_settle_gives_back(valkey: redis.Redis) -> None:
+    left_ms, level = Drained(1), Drained(RATE / 1000)
     sign(valkey, "acme", RATE)
     request = CellRequest(client=valkey, request_id="r")
     request.reserve(100_000)
     request.checkpoint(Tokens(5, 0, 100), 400_000)
-    assert contract_field(valkey, "acme", "u") == pytest.approx(400_000, abs=DRIFT)
+    assert contract_field(valkey, "acme", "u") == level(400_000)
     request.checkpoint(Tokens(5, 0, 300), 1_300_000)
     assert contract_field(valkey, "acme", "used") == 1_300_000
-    assert refusal(ask(valkey, "next")) == pytest.approx(300, abs=50)
+    assert refusal(ask(valkey, "next")) == left_ms(300)
     request.settle(200_000)
     assert contract_field(valkey, "acme", "used") == 200_000
     assert how(ask(valkey, "next")) == ("reserved", "within_contract")
 
 
 def test_a_reply_says_the_levels_of_the_contract(valkey: redis.Redis) -> None:
+    level = Drained(RATE / 1000)
     open_past(valkey, 300_000, "reject")
     reply = ask(valkey, "r", 100_000)
     assert isinstance(reply, Reserved)
     grant = reply.grant
     assert grant.contract == "c-1"
     assert grant.rate_mu_s == RATE
-    assert grant.level_before_mu == pytest.approx(300_000, abs=DRIFT)
+    assert grant.level_before_mu == level(300_000)
     assert grant.level_after_mu == grant.level_before_mu + 100_000
 
 
@@ -155,19 +155,13 @@ def test_a_rate_of_nothing_spills(valkey: redis.Redis) -> None:
     assert how(ask(valkey, "r")) == ("on_demand", "spilled")
 
 
-def two_seconds_from(began: float) -> Any:
-    """What is left of two seconds, in ms, of which some have passed since then."""
-    passed_ms = (time.monotonic() - began) * 1000
-    return pytest.approx(2_000 - passed_ms / 2, abs=50 + passed_ms / 2)
-
-
 def test_a_contract_that_queues_says_when_it_will_have_drained(valkey: redis.Redis) -> None:
-    began = time.monotonic()
+    left_ms = Drained(1)
     open_past(valkey, 3 * RATE, "queue")
     late = CellRequest(client=valkey, request_id="late", wait_max=1)
     reply = late.reserve(1_000)
     assert isinstance(reply, WaitingForContract)
-    assert (reply.after_ms, reply.before) == (two_seconds_from(began), 0)
+    assert (reply.after_ms, reply.before) == (left_ms(2_000), 0)
     assert tenants_waiting(valkey) == {}
     assert flight(valkey) == {"r:i-1": 1}
     assert contract_field(valkey, "acme", "refused") == 0
@@ -177,9 +171,9 @@ def test_a_contract_that_queues_says_when_it_will_have_drained(valkey: redis.Red
 
 
 def test_a_contract_that_queues_refuses_who_will_not_wait(valkey: redis.Redis) -> None:
-    began = time.monotonic()
+    left_ms = Drained(1)
     open_past(valkey, 3 * RATE, "queue")
-    assert refusal(ask(valkey, "hasty")) == two_seconds_from(began)
+    assert refusal(ask(valkey, "hasty")) == left_ms(2_000)
     assert contract_field(valkey, "acme", "refused") == 1
     insists = CellRequest(client=valkey, request_id="insists", wait_max=5, asked=Tier.RESERVED)
     assert isinstance(insists.reserve(), WaitingForContract)
@@ -225,8 +219,9 @@ def test_what_spilled_is_trued_up_where_it_was_charged(valkey: redis.Redis) -> N
 
 
 def test_who_insists_on_reserved_never_spills(valkey: redis.Redis) -> None:
+    left_ms = Drained(1)
     open_past(valkey, 2 * RATE, "spill")
-    assert refusal(ask(valkey, "r", asked=Tier.RESERVED)) == pytest.approx(1_000, abs=50)
+    assert refusal(ask(valkey, "r", asked=Tier.RESERVED)) == left_ms(1_000)
     assert isinstance(
         CellRequest(client=valkey, request_id="x", tenant="other", asked=Tier.RESERVED).reserve(),
         NoContract,
@@ -276,9 +271,10 @@ def test_within_its_contract_nothing_makes_a_tenant_wait(valkey: redis.Redis, ga
 
 
 def test_a_new_rate_keeps_the_level(valkey: redis.Redis) -> None:
+    left_ms = Drained(1)
     open_past(valkey, 4 * RATE, "reject")
     sign(valkey, "acme", 2 * RATE)
-    assert refusal(ask(valkey, "r")) == pytest.approx(1_000, abs=50)
+    assert refusal(ask(valkey, "r")) == left_ms(1_000)
 
 
 def test_a_refusal_by_the_contract_consumes_nothing_else(valkey: redis.Redis) -> None:
