@@ -170,6 +170,15 @@ class PriceSet(PriceAnswer):
     replaces: int | None
 
 
+class PriceTaken(PriceAnswer):
+    """`before`: the price that its requests would have had; null: none. `changes_much`: by more than ten
+    times, for tokens of some kind.
+    """
+
+    before: PriceAnswer | None
+    changes_much: bool
+
+
 class RatedLine(Answer):
     """What recorded requests of a model and class cost by the prices before and after. `unpriced`: how many
     have no price after.
@@ -188,7 +197,7 @@ class PriceListTaken(Answer):
 
     dry_run: bool
     currency: Literal["USD"]
-    prices: list[PriceAnswer]
+    prices: list[PriceTaken]
     lines: list[RatedLine]
 
 

@@ -181,14 +181,22 @@ def take_list(body: NewPrices, control: Control, response: Response) -> dict[str
         before = read_price_book(connection, names)
         confirmed = body.confirmed or body.dry_run
         made = _set_all(connection, control, body.prices, confirmed=confirmed)
-        at_ms = max(each.price.valid_from_ms for each in made)
-        rated = rate(requests, before, read_price_book(connection, names), at_ms)
+        after = read_price_book(connection, names)
         if body.dry_run:
             connection.rollback()
+    # Nothing is recorded while prices are held.
+    rated = rate(requests, before, after, max(each.price.valid_from_ms for each in made))
     return {
         "dry_run": body.dry_run,
         "currency": "USD",
-        "prices": [_shown(each.price) for each in made],
+        "prices": [
+            {
+                **_shown(each.price),
+                "before": None if each.before is None else _shown(each.before),
+                "changes_much": each.changes_much,
+            }
+            for each in made
+        ],
         "lines": [
             {
                 "model": model,

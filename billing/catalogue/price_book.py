@@ -198,10 +198,20 @@ def hold_prices(connection: Connection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SetPrice:
-    """A price that was set, and the price that it replaced before that took effect."""
+    """A price that was set, and the price that it replaced before that took effect. `before`: what its
+    requests would have cost then without it.
+    """
 
     price: Price
     replaces: Price | None = None
+    before: Price | None = None
+
+    @property
+    def changes_much(self) -> bool:
+        """Whether a token costs over ten times more or less than before."""
+        if self.before is None:
+            return False
+        return any(map(_is_much, self.before.by_kind, self.price.by_kind))
 
 
 def set_price(
@@ -254,8 +264,9 @@ def set_price(
             param="from",
             code="already_priced",
         )
+    before = before or same
     if not confirmed:
-        _refuse_unasked(before or same, amounts)
+        _refuse_unasked(before, amounts)
     if same is not None:
         connection.execute(insert(of.withdrawals).values(price_id=same.price_id))
     columns = {"instance": scope.instance, "contract_id": scope.contract_id, "class": scope.class_}
@@ -263,7 +274,7 @@ def set_price(
     made = insert(of.prices).values(model=model, valid_from_ms=start_ms, **amounts, **place)
     row = connection.execute(made.returning(*of.prices.c))
     outbox.record(connection, ChangeKind.MODEL, model)
-    return SetPrice(_price(row.mappings().one()), same)
+    return SetPrice(_price(row.mappings().one()), same, before)
 
 
 def withdraw_price(
@@ -288,12 +299,16 @@ def withdraw_price(
     return found
 
 
+def _is_much(was: int, now: int) -> bool:
+    return max(was, now) > _FACTOR_UNASKED * min(was, now)
+
+
 def _refuse_unasked(before: Price | None, amounts: dict[str, int]) -> None:
     if before is None:
         return
     for name, now in amounts.items():
         was: int = before.written_picousd if name == "cache_write_picousd" else getattr(before, name)
-        if max(was, now) > _FACTOR_UNASKED * min(was, now):
+        if _is_much(was, now):
             what = name.removesuffix("_picousd").replace("_", " ")
             raise Conflict(
                 f"The price of {what} would change from {price_string(was)} to {price_string(now)}, by more "

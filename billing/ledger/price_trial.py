@@ -2,19 +2,46 @@
 changes nothing.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, RowMapping, text
 
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import PriceBook
 from billing.ledger.entries import price_scopes
-from billing.schema.ledger import usage_event
+from billing.moments import DAY_MS, HOUR_MS
+from billing.schema.clock import database_now_ms
+from billing.schema.ledger import NO_DAY
 from billing.wire.tokens import Tokens
 
 SAMPLE_MAX: Final = 20_000
+DAYS_MOST: Final = 35
+_DAY_HOURS: Final = DAY_MS // HOUR_MS
+# Where there is anything to find: the sums say in which hours which tenants used these models.
+_USED: Final = text("""
+    select model, tenant, hour from usage_hour
+    where hour >= :first and hour < :last and model = any (:models)
+    group by model, tenant, hour having sum(billed_prompt + billed_output) > 0
+    order by model, hour desc, tenant
+""")
+# Each part has an index of its own, and is read only if those before it had too few.
+_REQUESTS: Final = text(f"""
+    select e.*
+    from unnest(cast(:tenants as text[]), cast(:hours as bigint[])) as part (tenant, hour)
+    cross join lateral (
+      select tenant, pool, class, contract, line, decision, started_ms, billed_prompt, billed_cached,
+        billed_output, billed_written
+      from usage_event
+      where day in (:day, {NO_DAY}) and tenant = part.tenant
+        and ended_ms >= part.hour * {HOUR_MS} and ended_ms < (part.hour + 1) * {HOUR_MS}
+        and model = :model and kind = 'request' and billed_prompt + billed_output > 0
+      limit :most
+    ) e
+    limit :most
+""")  # noqa: S608 (constants)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,34 +70,44 @@ class Rated:
 
 
 def sample(connection: Connection, models: Collection[str], most: int) -> list[Sampled]:
-    """The newest billed requests of these models, `most` of each."""
+    """The newest billed requests of these models, `most` of each, of the last 35 days at most. By hour: which
+    of the oldest hour is left to the database.
+    """
+    today = database_now_ms(connection) // DAY_MS
+    left = dict.fromkeys(sorted(models), most)
     found: list[Sampled] = []
-    of = usage_event.c
-    for model in sorted(models):
-        query = (
-            select(usage_event)
-            .where(of.model == model, of.kind == "request", of.billed_prompt + of.billed_output > 0)
-            .order_by(of.recorded_ms.desc())
-            .limit(most)
-        )
-        for row in connection.execute(query).mappings():
-            billed = Tokens(
-                row["billed_prompt"], row["billed_cached"], row["billed_output"], row["billed_written"]
-            )
-            found.append(
-                Sampled(
-                    model=model,
-                    tenant=row["tenant"],
-                    pool=row["pool"],
-                    class_=row["class"],
-                    contract=row["contract"],
-                    line=row["line"],
-                    decision=row["decision"],
-                    started_ms=row["started_ms"],
-                    billed=billed,
-                )
-            )
+    for day in range(today + 1, today - DAYS_MOST - 1, -1):
+        hours = {"first": day * _DAY_HOURS, "last": (day + 1) * _DAY_HOURS, "models": list(left)}
+        used: defaultdict[str, list[Row[Any]]] = defaultdict(list)
+        for row in connection.execute(_USED, hours):
+            used[row.model].append(row)
+        for model, parts in used.items():
+            asked = {
+                "day": day, "model": model, "most": left[model], "tenants": [part.tenant for part in parts],
+                "hours": [part.hour for part in parts],
+            }  # fmt: skip
+            rows = connection.execute(_REQUESTS, asked).mappings().all()
+            found += [_sampled(model, row) for row in rows]
+            left[model] -= len(rows)
+        left = {model: count for model, count in left.items() if count}
+        if not left:
+            break
     return found
+
+
+def _sampled(model: str, row: RowMapping) -> Sampled:
+    billed = Tokens(row["billed_prompt"], row["billed_cached"], row["billed_output"], row["billed_written"])
+    return Sampled(
+        model=model,
+        tenant=row["tenant"],
+        pool=row["pool"],
+        class_=row["class"],
+        contract=row["contract"],
+        line=row["line"],
+        decision=row["decision"],
+        started_ms=row["started_ms"],
+        billed=billed,
+    )
 
 
 def rate(

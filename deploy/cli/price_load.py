@@ -1,5 +1,6 @@
 """`taas price load`: prices out of a file, all or none, once it is seen what they do."""
 
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +27,28 @@ _LINES: Columns = {
 }  # fmt: skip
 
 
+_KINDS: Final = ("input", "cached_input", "cache_write", "output")
+_PRICES: Columns = {
+    "MODEL": "model", "FOR": "for", "TOKENS": "kind", "OLD (USD)": "old", "NEW (USD)": "new",
+    "": "much",
+}  # fmt: skip
+
+
+def _changes(prices: Sequence[Row]) -> Iterator[Row]:
+    """A row for each price of a kind of tokens that would be another."""
+    for each in prices:
+        words = [each["contract"], each["class"]]
+        whom = " ".join(word for word in words if word) or "all"
+        before = each["before"] or {}
+        for kind in _KINDS:
+            old, new = before.get(kind), each[kind]
+            if old != new:
+                yield {
+                    "model": each["model"], "for": whom, "kind": kind, "old": old or "none", "new": new,
+                    "much": "over 10 times" if each["changes_much"] else "",
+                }  # fmt: skip
+
+
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Only show what the prices would do.")
@@ -36,8 +59,9 @@ _LINES: Columns = {
 @yes_option
 @json_option
 def load(file: Path, dry_run: bool, sample: int | None, yes: bool, as_json: bool) -> None:
-    """Set the prices in FILE (YAML or JSON), all or none. First it shows what the newest recorded requests of
-    these models cost by the prices of now and by those, and asks.
+    """Set the prices in FILE (YAML or JSON), all or none. First it shows how each price changes, and what the
+    newest recorded requests of these models (of the last 35 days) cost by the prices of now and by those, and
+    asks.
 
     \b
     prices:
@@ -53,16 +77,21 @@ def load(file: Path, dry_run: bool, sample: int | None, yes: bool, as_json: bool
         asked["sample"] = sample
     trial = call("POST", "prices", "list", body={**asked, "dry_run": True})
     if not as_json:
-        if trial["lines"]:
-            print_table(_LINES, trial["lines"])
+        for columns, rows in ((_PRICES, list(_changes(trial["prices"]))), (_LINES, trial["lines"])):
+            if rows:
+                print_table(columns, rows)
+                click.echo()
         click.echo(f"{_count(trial)} would be set")
     if dry_run:
         if as_json:
             print_json(trial)
         return
     require_answerable(yes=yes, as_json=as_json)
-    confirm("set these prices?", yes=yes)
-    done = call("POST", "prices", "list", body={**asked, "confirmed": True})
+    much = sum(each["changes_much"] for each in trial["prices"])
+    by_much = f", {much} of which change{'s' if much == 1 else ''} by more than 10 times" if much else ""
+    confirm(f"set {_count(trial)}{by_much}?", yes=yes)
+    # What was not shown to change so much is refused if it does by now.
+    done = call("POST", "prices", "list", body={**asked, "confirmed": yes or much > 0})
     if as_json:
         print_json(done)
     else:

@@ -1,16 +1,21 @@
 """Terms, credits, prices of capacity and invoices by the command, as an operator uses them."""
 
 import json
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+from click.testing import CliRunner
 from sqlalchemy import create_engine
 
 from billing.audit.finding_rows import keep
 from billing.findings import Finding, FindingKind
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.wire.usage_event import CapacityClass
+from deploy.cli.main import main
 from tests.billing.events import event
 from tests.deploy.cli.conftest import Taas
 
@@ -152,19 +157,22 @@ def test_makers_and_books(taas: Taas, told: Callable[..., Any]) -> None:
     assert told("maker", "statement", "--maker", "lab.example", "--month", "2023-10")["data"] == []
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_file_of_prices_is_tried_on_recorded_requests_and_set_all_or_none(
     taas: Taas, told: Callable[..., Any], migrated_database_url: str, tmp_path: Path
 ) -> None:
     tenant = told("tenant", "create", "acme")["tenant"]
+    yesterday_ms = int(time.time() * 1000) - 24 * HOUR_MS
     for model in ("m", "n"):
         told("model", "add", model, "--context", "4096")
     told("price", "set", "--model", "m", "--input", "1", "--output", "2", "--from", "2023-01-01")
     used = [
-        event("req_1", (10**6, 0, 10**6), tenant=tenant, model="m"),
+        event("req_1", (10**6, 0, 10**6), tenant=tenant, model="m", started_ms=yesterday_ms),
         event(
-            "req_2", (10**6, 0, 10**6), tenant=tenant, model="m", class_=CapacityClass.FLEX, line="batch_1/1"
+            "req_2", (10**6, 0, 10**6), tenant=tenant, model="m", class_=CapacityClass.FLEX,
+            line="batch_1/1", started_ms=yesterday_ms,
         ),
-    ]
+    ]  # fmt: skip
     engine = create_engine(migrated_database_url)
     with engine.begin() as connection:
         record_events(connection, [ReceivedEvent.read(each.to_json()) for each in used])
@@ -183,10 +191,21 @@ def test_a_file_of_prices_is_tried_on_recorded_requests_and_set_all_or_none(
     assert len(told("price", "list")["data"]) == 1
     shown = taas("price", "load", str(file), "--yes").output
     assert "+16.67 %" in shown
+    assert re.search("m +all +output +2.00 +1.50", shown)
     assert len(told("price", "list")["data"]) == 4
     file.write_text('[{"model": "m", "input": "3", "output": "3"}, {"model": "gone", "free": "true"}]')
     assert "gone" in taas("price", "load", str(file), "--yes", exit_code=1).output
     assert len(told("price", "list")["data"]) == 4
+    # A slip by a thousand times, at a model without requests.
+    slip, rise = {"model": "n", "input": "3", "output": "3"}, {"model": "m", "input": "2", "output": "2"}
+    file.write_text(json.dumps([slip, rise]))
+    load = ["price", "load", str(file)]
+    said = CliRunner().invoke(main, load, input="n\n").output
+    assert re.search("n +all +input +0.00 +3.00 +over 10 times", said)
+    assert re.search("m +all +output +1.50 +2.00 *\n", said)
+    assert "set 2 prices, 1 of which changes by more than 10 times?" in said
+    assert len(told("price", "list")["data"]) == 4
+    assert "2 prices set" in CliRunner().invoke(main, load, input="y\n").output
     for wrong in ("x", "prices: 3", "{", "- 3"):
         file.write_text(wrong)
         assert "prices.yaml" in taas("price", "load", str(file), "--dry-run", exit_code=1).output
