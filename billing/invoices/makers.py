@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, exists, func, insert, select
 
 from billing.invoices.paid_for_models import Owed, PaidFor, beside_tokens
 from billing.ledger.maker_terms import MakerTerms, TermsInTime, of_tokens
@@ -53,8 +53,14 @@ def set_terms(connection: Connection, terms: MakerTerms) -> None:
 
 
 def list_page(connection: Connection, asked: PageRequest, model: str | None = None) -> Page[Any]:
-    """Terms by model, the oldest first."""
-    query = select(maker_terms)
+    """Terms by model, the oldest first; without those in whose place others were set, from the same hour."""
+    later = maker_terms.alias()
+    replaced = (
+        exists()
+        .where(later.c.model == maker_terms.c.model, later.c.from_hour == maker_terms.c.from_hour)
+        .where(later.c.version > maker_terms.c.version)
+    )
+    query = select(maker_terms).where(~replaced)
     if model is not None:
         query = query.where(maker_terms.c.model == model)
     return read_page(connection, query, _TERMS, lambda row: (MakerTerms.of(row), row.version), asked)

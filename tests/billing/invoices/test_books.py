@@ -26,6 +26,7 @@ from billing.ledger.accounts import Account, account_balance
 from billing.ledger.check import check_ledger
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.ledger.maker_terms import MakerTerms
+from billing.page import PageRequest
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import ledger_posting
@@ -308,6 +309,13 @@ def test_balances_are_read_without_the_postings_of_requests(books: Books) -> Non
     found = balances(books.connection)
     assert books.connection.execute(read).scalar_one() - before < 20  # of 44
     assert [(each.account, each.holder, each.amount.picousd) for each in found] == expected
+
+
+def test_terms_that_were_set_again_from_the_same_hour_are_listed_as_they_hold(books: Books) -> None:
+    for each in (terms(OCTOBER, 1_000), terms(NOVEMBER, 2_000), terms(OCTOBER, 3_000)):
+        makers.set_terms(books.connection, each)
+    listed = [each for each, _ in makers.list_page(books.connection, PageRequest(10)).rows]
+    assert listed == [terms(OCTOBER, 3_000), terms(NOVEMBER, 2_000)]
 
 
 def test_months_are_closed_in_their_order_when_they_are_over(books: Books) -> None:
