@@ -8,12 +8,14 @@ thread of its own, bounds the whole of a call. Any thread may use it.
 import asyncio
 import threading
 from collections.abc import Container, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
 
 BODY_BYTES: Final = 65_536
+_LOOK_UPS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Outgoing:
             verify=verify,
         )
         self._loop = asyncio.new_event_loop()
+        # Names are looked up in threads, and some name servers do not answer.
+        self._loop.set_default_executor(ThreadPoolExecutor(_LOOK_UPS, "outgoing-names"))
         self._thread = threading.Thread(target=self._loop.run_forever, name="outgoing", daemon=True)
         self._thread.start()
 

@@ -704,7 +704,10 @@ class Verification:
         kind = record["record"]
         if self._chain is None:
             if kind != "header" or record["version"] != VERSION:
-                raise NotAnExport(f"it does not begin with the header of an export of version {VERSION}")
+                raise NotAnExport(
+                    f"it does not begin with the header of an export of version {VERSION}; one of an earlier "
+                    "version is checked by the taas-verify of that version, or exported again"
+                )
             self.header = record
             self._chain = Chain(record, self.report, self._invoices)
         elif self._ended:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Select, or_, select, true
+from sqlalchemy import Column, ColumnElement, Connection, Select, select, true
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from billing.catalogue import adapters, budgets, models
@@ -80,13 +80,12 @@ def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> 
 
 
 def _live_keys(connection: Connection, key_ids: Collection[str]) -> set[str]:
-    """Those of these keys that may still be used."""
+    """Those of these keys that may be used, now or once they are given more time."""
     if not key_ids:
         return set()
     query = select(api_key.c.key_id).where(
         api_key.c.key_id.in_(key_ids),
         api_key.c.revoked_ms.is_(None),
-        or_(api_key.c.expires_at_ms.is_(None), api_key.c.expires_at_ms > NOW_MS),
     )
     return set(connection.execute(query).scalars())
 

@@ -137,6 +137,11 @@ class Deliverer:
         for body in bodies(rest, sink.form, sink.customer, sink.meter):
             failure = self._post(sink, body, now_ms)
             if failure is not None and failure.taken_before:
+                _log.info(
+                    "sink %s has %d events of a call from an earlier one",
+                    sink.sink_id,
+                    len(failure.taken_before),
+                )
                 news = [each for at, each in enumerate(body["events"]) if at not in failure.taken_before]
                 failure = self._post(sink, {"events": news}, now_ms) if news else None
             if failure is not None:

@@ -51,7 +51,7 @@ def issue(
     # of it and no more, however they are rounded.
     tax = tax_on(left - amount, terms) - tax_on(left, terms)
     facts = Facts(**corrected.facts["facts"])
-    facts = replace(facts, issuer=require_issuer(facts.issuer or issuer), issued_ms=now_ms)
+    facts = replace(facts, issuer=require_issuer(facts.issuer.strip() or issuer), issued_ms=now_ms)
     total = line.amount + tax
     tenant_id = corrected.tenant_id
     paid_by_credits = _paid_by_credits(connection, corrected, total)

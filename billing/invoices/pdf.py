@@ -18,7 +18,7 @@ from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
 from reportlab.platypus import Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
 
-from billing.invoices.pdf_font import Font, read_font
+from billing.invoices.pdf_font import USING, Font, read_font
 from billing.moments import utc
 from billing.wire.invoice_lines import LINE_TYPES
 
@@ -47,6 +47,11 @@ def make_pdf(document: bytes, signature: str | None, font: Path | None = None) -
     """The pages of a document, with its SHA-256 and its signature at the end. `font`: a TrueType font in
     place of our own. Raises Conflict if that cannot be used.
     """
+    with USING:
+        return _pages(document, signature, font)
+
+
+def _pages(document: bytes, signature: str | None, font: Path | None) -> bytes:
     used = read_font(font)
     look, said = _Look(used), orjson.loads(document)
     shown = _in_letters(said, used)

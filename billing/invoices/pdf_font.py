@@ -2,6 +2,8 @@
 there are, and what is shown instead of others.
 """
 
+import struct
+import threading
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +20,10 @@ from billing.refusals import Conflict
 # What comes with reportlab: the letters of Western Europe and Turkey, and some more.
 _FONTS: Final = Path(reportlab.__file__).parent / "fonts"
 INSTEAD: Final = "?"
+# Whoever uses a font: reportlab reads it with one place in the file for all.
+USING: Final = threading.Lock()
+# What reportlab raises for a file that is damaged.
+_DAMAGED: Final = (TTFError, OSError, struct.error, KeyError, IndexError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,10 @@ class Font:
         return "".join(letter if ord(letter) in self.letters else self._instead(letter) for letter in whole)
 
     def _instead(self, letter: str) -> str:
+        if letter.isspace():
+            return " "
+        if unicodedata.category(letter) in {"Cf", "Mn"}:  # nothing to see
+            return ""
         base = unicodedata.normalize("NFD", letter)[0]
         return base if ord(base) in self.letters else INSTEAD
 
@@ -46,7 +56,7 @@ def read_font(path: Path | None) -> Font:
     text, bold = (_FONTS / "Vera.ttf", _FONTS / "VeraBd.ttf") if path is None else (path, path)
     try:
         fonts = {str(file): TTFont(str(file), file) for file in (text, bold)}
-    except (TTFError, OSError) as exc:
+    except _DAMAGED as exc:
         raise Conflict(
             f"The font {path} of TAAS_INVOICE_FONT_FILE cannot be used: {exc}", code="no_font"
         ) from exc

@@ -18,7 +18,7 @@ from billing.catalogue.price_book import prices_by_id
 from billing.ledger.chain import ENTRY_COLUMNS, PriceDigests, read_entries, stored_entry
 from billing.ledger.chain_entry import entry, link
 from billing.ledger.event_days import make, partition
-from billing.moments import DAY_MS
+from billing.moments import DAY_MS, HOUR_MS
 from billing.refusals import Conflict
 from billing.schema.chain import usage_chain
 from billing.schema.clock import database_now_ms
@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 DAYS_LEAST: Final = 35
 _ENTRIES_AT_ONCE: Final = 1000
 _DAYS_A_ROUND: Final = 5
+_LOOKED_AT_A_ROUND: Final = 60
 # Recording waits for the moment in which a partition is taken away; that moment must not wait long.
 _LOCK_TIMEOUT: Final = "2s"
 
@@ -133,11 +134,11 @@ class Dropped:
 
 def due(connection: Connection, days_kept: int, *, most: int) -> list[Day]:
     """The days that are older than so many, each with what keeps it: the `most` oldest that are kept, and the
-    `most` oldest that may be dropped.
+    `most` oldest that may be dropped, as far as they are among four times as many.
     """
     found: list[Day] = []
     left = {True: most, False: most}
-    for day, events in _overdue(connection, days_kept):
+    for day, events in _overdue(connection, days_kept)[: 4 * most]:
         reasons = _reasons(connection, day)
         blocked = tuple(dict.fromkeys(reasons if left[True] else islice(reasons, 1)))
         if left[bool(blocked)]:
@@ -226,8 +227,11 @@ def drop_due(engine: Engine, days_kept: int) -> int:
     """
     with engine.connect() as connection:
         days = [day for day, _ in _overdue(connection, days_kept)]
+        turn = database_now_ms(connection) // HOUR_MS * _LOOKED_AT_A_ROUND
+    # To know what keeps a day, it is read: where many are kept, each is looked at in its turn.
+    first = turn % len(days) if len(days) > _LOOKED_AT_A_ROUND else 0
     done = 0
-    for day in days:
+    for day in (days[first:] + days[:first])[:_LOOKED_AT_A_ROUND]:
         if done == _DAYS_A_ROUND:
             break
         with engine.connect() as connection:

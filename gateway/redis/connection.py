@@ -48,9 +48,10 @@ class RedisConnection(asyncio.Protocol):
     called.
     """
 
-    __slots__ = ("_flush_scheduled", "_loop", "_out", "_outstanding", "_reader", "_scripts", "_timeout_s",
-    "_timer", "_transport", "closed",
-                 "on_denied", "readonly_seen")  # fmt: skip
+    __slots__ = (
+        "_excused_s", "_flush_scheduled", "_loop", "_out", "_outstanding", "_reader", "_scripts",
+        "_timeout_s", "_timer", "_transport", "closed", "on_denied", "readonly_seen",
+    )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float, scripts: str | None) -> None:
         self._loop = loop
@@ -61,6 +62,8 @@ class RedisConnection(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._out: list[bytes] = []
         self._flush_scheduled = False
+        # When the call was sent that was given more time last.
+        self._excused_s = 0.0
         # The caller's future, the command to repeat should its script be missing, when it was sent.
         self._outstanding: deque[tuple[asyncio.Future[Any] | None, tuple[Any, ...] | None, float]] = deque()
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -155,12 +158,14 @@ class RedisConnection(asyncio.Protocol):
 
     def _check_oldest(self) -> None:
         now_s, between_s = self._loop.time(), self._timeout_s / 4
-        # A late tick says that this process did not run, not that the server is slow: what was to be sent, or
-        # has come, has its turn first.
-        on_time = self._timer is None or now_s - self._timer.when() < between_s
-        if on_time and self._outstanding and now_s - self._outstanding[0][2] > self._timeout_s:
-            self.abort("timeout")
-            return
+        if self._outstanding and now_s - (sent_s := self._outstanding[0][2]) > self._timeout_s:
+            # A late tick says that this process did not run, not that the server is slow: what was to be
+            # sent, or has come, has its turn first. Once for a call, else a busy process would wait for ever.
+            late = self._timer is not None and now_s - self._timer.when() >= between_s
+            if not late or sent_s == self._excused_s:
+                self.abort("timeout")
+                return
+            self._excused_s = sent_s
         self._timer = self._loop.call_later(between_s, self._check_oldest)
 
     def _fail_outstanding(self, reason: str) -> None:

@@ -1,5 +1,7 @@
 """Invoices as PDF: what is shown of letters that the font lacks, and which font it is."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,12 +34,32 @@ def note(issuer: str, reason: str) -> bytes:
         ("Spółka z ograniczoną odpowiedzialnością", "Spółka z ograniczona odpowiedzialnoscia"),
         ("a\u0328 e\u0301", "a é"),
         ("株式会社 Lab", "???? Lab"),
+        ("Acme\nStr. 1\u202f000 a\u200bb", "Acme Str. 1 000 ab"),
     ],
 )
 def test_a_letter_that_the_font_lacks_is_no_black_box(said: str, seen: str) -> None:
     font = read_font(None)
     assert font.shown(said) == seen
     assert all(ord(letter) in font.letters for letter in seen)
+
+
+def test_pages_that_are_made_at_once_are_as_if_they_were_made_alone() -> None:
+    document, before = note("Łódź", "é"), sys.getswitchinterval()
+    sys.setswitchinterval(2e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            made = set(pool.map(lambda _: make_pdf(document, None), range(64)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("length", [0, 3_000, 30_000])
+def test_a_damaged_font_is_refused(tmp_path: Path, length: int) -> None:
+    font = tmp_path / "font.ttf"
+    font.write_bytes(ANOTHER.read_bytes()[:length])
+    with pytest.raises(Conflict):
+        read_font(font)
 
 
 def test_its_font_is_embedded_and_the_same_document_makes_the_same_bytes() -> None:

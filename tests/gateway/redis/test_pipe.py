@@ -222,6 +222,23 @@ async def test_a_process_that_did_not_run_does_not_give_up_a_server_that_answers
     await pipe.close()
 
 
+async def test_a_process_that_is_always_late_gives_up_a_server_that_does_not_answer() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            pass
+
+    async with fake_redis(handler) as url:
+        pipe = RedisPipe(url, scripts=False, timeout_s=0.2)
+        await pipe.wait_healthy()
+        answer = pipe.submit("INCR", "a")
+        for _ in range(6):
+            time.sleep(0.15)  # noqa: ASYNC251 - each tick of the loop is late
+            await asyncio.sleep(0)
+        with pytest.raises(RedisUnavailable, match="timeout"):
+            await asyncio.wait_for(answer, 0.01)
+        await pipe.close()
+
+
 @pytest.mark.parametrize(
     "code", ["READONLY", "LOADING", "OOM", "MOVED 1234 10.0.0.1:6379", "CLUSTERDOWN", "MISCONF"]
 )
