@@ -4,12 +4,13 @@ capacity less what was short of it, volume discounts, and what credit notes give
 - Capacity is divided among the models that its contract was used for in a month (UTC), by their work. What
   nothing was used of all month is for no model.
 - A discount is divided among the usage that it is on, as the invoice has it.
-- A credit note gives back the same part of all that its invoice charges. Rounding to cents, and what is left
+- A credit note gives back the same part of all that its invoice charges. Late usage that a commitment covers
+  is charged by the invoice that has the commitment, once it is covered. Rounding to cents, and what is left
   of a commitment, is for no model.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
@@ -196,6 +197,42 @@ def _discounts(document: Mapping[str, Any]) -> Amounts:
     return found
 
 
+def _covered(document: Mapping[str, Any]) -> Amounts:
+    """What the commitments of earlier periods pay of their late usage less its discounts: below 0. They cover
+    rounded lines; the same part of each is covered exactly.
+    """
+    places = [*_usage(document).items(), *_discounts(document).items()]
+    found: defaultdict[tuple[str, str, str], Fraction] = defaultdict(Fraction)
+    for line in document["lines"]:
+        if line["type"] == "covered":
+            late = (
+                Money.parse(each["amount"]).picousd
+                for each in document["lines"]
+                if each["type"] in ("usage", "discount") and each.get("period") == line["period"]
+            )
+            part = Fraction(Money.parse(line["amount"]).picousd, sum(late))
+            for place, amount in places:
+                if place[0] == line["period"]:
+                    found[place] += amount * part
+    return found
+
+
+def _notes_of(connection: Connection, number: str) -> dict[str, tuple[int, int]]:
+    """Of an invoice, by number: the transaction of each, and its net amount in pico-dollars."""
+    entry = ledger_transaction.c
+    query = (
+        select(invoice.c.number, entry.transaction_id, invoice.c.net_picousd)
+        .join(ledger_transaction, entry.subject == invoice.c.number)
+        .where(entry.kind == EntryKind.INVOICE.value, invoice.c.corrects == number)
+    )
+    return {row[0]: (row[1], int(row[2])) for row in connection.execute(query)}
+
+
+def _part(charged: Iterable[Owed], part: Fraction) -> Iterator[Owed]:
+    for each in charged:
+        yield replace(each, of=PaidFor.DOCUMENTS, paid=each.paid * part, exact=each.exact * part)
+
+
 class _Documents:
     """Divides what invoices say by the terms that held when it was used."""
 
@@ -211,11 +248,27 @@ class _Documents:
         charged = [
             *self.by_terms(made, _usage(document)),
             *self.by_terms(made, _discounts(document)),
+            *self.by_terms(made, _covered(document)),
             *_capacity(self._connection, self._terms, made.from_ms, made.until_ms, made.tenant_id),
         ]
-        part = Fraction(note.net.picousd, made.net.picousd)
-        for each in charged:
-            yield replace(each, of=PaidFor.DOCUMENTS, paid=each.paid * part, exact=each.exact * part)
+        yield from _part(charged, Fraction(note.net.picousd, made.net.picousd))
+        if any(line["type"] == "commitment" for line in document["lines"]):
+            yield from self._drawn(note, made)
+
+    def _drawn(self, note: Stored, made: Stored) -> Iterator[Owed]:
+        """Of the late usage that the commitment of this invoice covers, if it did before the note: the part
+        that the note gives back of what was left of the invoice when it was covered.
+        """
+        notes = _notes_of(self._connection, made.number)
+        issued, _ = notes[note.number]
+        for each in store.since(self._connection, made.tenant_id, made.period):
+            if each.ledger_upto < issued:
+                covered = _covered(orjson.loads(each.document))
+                amounts = {place: -amount for place, amount in covered.items() if place[0] == made.period}
+                if amounts:
+                    given = sum(net for at, net in notes.values() if at <= each.ledger_upto)
+                    part = Fraction(note.net.picousd, made.net.picousd + given)
+                    yield from _part(self.by_terms(made, amounts), part)
 
     def by_terms(self, made: Stored, amounts: Amounts) -> Iterator[Owed]:
         """Where terms changed within a period, its amount is divided by the usage under each."""

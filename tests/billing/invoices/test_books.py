@@ -188,6 +188,66 @@ def test_all_that_is_paid_for_models_is_divided_among_them(database: Engine, raw
         assert set(left.values()) == {Fraction(0)}
 
 
+def test_what_a_commitment_covers_is_given_back_with_the_commitment(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
+    """October pays 10 USD for a request of 2. Its two late ones, of 2 and of 0.015 for another model, are on
+    the invoice of November and covered; the request of November costs 2.
+    """
+    with database.begin() as connection:
+        books = Books(connection, raw_redis, commitment=Money.parse("10"))
+        set_terms(connection, books.tenant.tenant_id, Terms(), NOVEMBER)
+        for model in ("m1", "m2"):
+            models.create(connection, ModelSpec(name=model, context_tokens=4096))
+            made = MakerTerms(model=model, maker="lab", from_ms=0, share_basis_points=10_000)
+            makers.set_terms(connection, made)
+        set_price(connection, "m2", input="1", cached_input="1", output="2", valid_from_ms=0)
+        books.use(OCTOBER)
+        first = books.close("2023-10").number
+
+        def late() -> str:
+            books.use(OCTOBER + 1)
+            books.use(OCTOBER + 1, (0, 0, 7_500), model="m2")  # on the invoice 0.02
+            books.use(NOVEMBER)
+            return books.close("2023-11").number
+
+        def give_back(number: str, usd: str) -> None:
+            credit_notes.issue(
+                connection, number, Money.parse(usd), "x", issuer="us", key=KEY, now_ms=ISSUED_MS - 1
+            )
+
+        def paid() -> tuple[Fraction, ...]:
+            """For each model, in USD."""
+            found: defaultdict[str, Fraction] = defaultdict(Fraction)
+            for each in makers.owed(connection, 0, ISSUED_MS):
+                found[each.model] += each.exact / 10**12
+            return found["m1"], found["m2"]
+
+        m2 = Fraction(15, 1000)
+        before = connection.begin_nested()
+        second = late()
+        assert paid() == (6, m2)
+        for number, usd, left in (
+            (first, "5", (4, m2 / 2)),
+            (first, "10", (2, 0)),
+            (second, "1", (5, m2)),
+            (second, "2", (4, m2)),
+        ):
+            alone = connection.begin_nested()
+            give_back(number, usd)
+            assert paid() == left
+            alone.rollback()
+        before.rollback()
+        # What was given back before does not count for what is covered later.
+        give_back(first, "5")
+        late()
+        assert paid() == (5, m2)
+        give_back(first, "2.5")
+        assert paid() == (Fraction(7, 2), m2 / 2)
+        give_back(first, "2.5")
+        assert paid() == (2, 0)
+
+
 def test_terms_of_makers_begin_at_a_whole_hour_and_in_no_closed_month(books: Books) -> None:
     with pytest.raises(Invalid):
         makers.set_terms(books.connection, terms(OCTOBER + 1, 1))
