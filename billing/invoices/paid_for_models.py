@@ -95,8 +95,8 @@ def _capacity(
     cuts = (*terms.edges_ms, *_months(starts_ms, until_ms))
     spans = sorted({starts_ms, until_ms, *(at_ms for at_ms in cuts if starts_ms < at_ms < until_ms)})
     amounts = capacity_by_time(connection, spans, tenant_id)
-    work = _work(connection, {contract for contract, _ in amounts}, starts_ms, until_ms)
     tenants = _tenants(connection, {contract for contract, _ in amounts})
+    work = _work(connection, tenants, starts_ms, until_ms)
     for (contract, span), (charge, credits) in sorted(amounts.items()):
         done = work[contract, name_of(spans[span], 1, _UTC)]
         for model, mu in sorted(done.items()):
@@ -114,9 +114,11 @@ def _months(from_ms: int, until_ms: int) -> Iterator[int]:
 
 
 def _work(
-    connection: Connection, contracts: set[str], from_ms: int, until_ms: int
+    connection: Connection, tenants: Mapping[str, str], from_ms: int, until_ms: int
 ) -> defaultdict[tuple[str, str], Counter[str]]:
-    """Of requests by contract and month, for each model, in mu: of all months that [from, until) touches."""
+    """Of requests by contract and month, for each model, in mu: of all months that [from, until) touches.
+    `tenants`: by contract.
+    """
     of = usage_hour.c
     first_ms, _ = period(name_of(from_ms, 1, _UTC), 1, _UTC)
     _, last_ms = period(name_of(until_ms - 1, 1, _UTC), 1, _UTC)
@@ -125,7 +127,8 @@ def _work(
     query = (
         select(of.contract, month.label("month"), of.model, func.sum(of.units_mu))
         .where(
-            of.contract.in_(sorted(contracts)),
+            of.tenant.in_(sorted(set(tenants.values()))),
+            of.contract.in_(sorted(tenants)),
             of.hour >= first_ms // HOUR_MS,
             of.hour < last_ms // HOUR_MS,
             of.units_mu > 0,
