@@ -15,6 +15,7 @@ from typing import Any, Final
 import httpx
 
 BODY_BYTES: Final = 65_536
+SUCCESS: Final = range(200, 300)
 _LOOK_UPS: Final = 64
 
 
@@ -24,6 +25,11 @@ class Answer:
 
     status: int
     body: bytes = b""
+
+    @property
+    def is_success(self) -> bool:
+        """Whether it took what was sent."""
+        return self.status in SUCCESS
 
 
 class Outgoing:

@@ -9,8 +9,7 @@ class InvoiceRow(Answer):
     """An invoice, or a credit note, which corrects one: its amounts are below 0. [`from_ms`, `until_ms`): its
     period. `due` is `total` less the credits used or, of a credit note, less those that it gives back.
     `sha256`: of the document's bytes. `signature`: Ed25519, base64, of `taas invoice 1`, a line feed and
-    `sha256`, by the key `key`; null: an earlier version issued it
-    without one.
+    `sha256`, by the key `key`; null: an earlier version issued it without one.
     """
 
     number: str

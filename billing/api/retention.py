@@ -16,7 +16,7 @@ from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/retention", tags=["retention"], dependencies=[KNOWN_QUERY])
 
-# Each day that is due is looked at; of those that are kept and of those that are not, so many are shown.
+# Of the days that are due and kept, and of those that may be dropped, so many are shown.
 _DUE_MOST: Final = 31
 _DROPPED_MOST: Final = 366
 Days = Annotated[int, Query(ge=retention.DAYS_LEAST, le=36_500)]
@@ -44,8 +44,8 @@ class DroppedAnswer(Answer):
 
 class RetentionAnswer(Answer):
     """`days`: how many are kept; null: all. `oldest`: the first day that is there. `due`: the oldest first,
-    31 at most of those that are kept, and of those that may be dropped. `dropped`: the newest first, 366 at
-    most.
+    31 at most of those that are kept, and of those that may be dropped, among the 124 oldest. `dropped`: the
+    newest first, 366 at most.
     """
 
     days: int | None

@@ -48,7 +48,7 @@ def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> 
     """Projections of tenants by id."""
     limits = _limits(connection, quota_limit.c.tenant_id, quota_limit.c.key_id.is_(None), tenant_ids)
     found_budgets = budgets.of_tenants(connection, tenant_ids)
-    rotated = _live_keys(
+    rotated = _not_revoked(
         connection, {key for found in found_budgets.values() for each in found for key in each.rotated}
     )
     return {
@@ -79,14 +79,11 @@ def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> 
     }
 
 
-def _live_keys(connection: Connection, key_ids: Collection[str]) -> set[str]:
+def _not_revoked(connection: Connection, key_ids: Collection[str]) -> set[str]:
     """Those of these keys that may be used, now or once they are given more time."""
     if not key_ids:
         return set()
-    query = select(api_key.c.key_id).where(
-        api_key.c.key_id.in_(key_ids),
-        api_key.c.revoked_ms.is_(None),
-    )
+    query = select(api_key.c.key_id).where(api_key.c.key_id.in_(key_ids), api_key.c.revoked_ms.is_(None))
     return set(connection.execute(query).scalars())
 
 

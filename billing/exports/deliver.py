@@ -23,7 +23,7 @@ from billing.exports.shapes import bodies
 from billing.exports.sinks import Place, Sink, Why
 from billing.metrics import BillingMetrics
 from billing.moments import DAY_MS
-from billing.outgoing import Outgoing
+from billing.outgoing import SUCCESS, Outgoing
 from billing.schema.clock import database_now_ms
 from billing.wire.webhooks import retry_after_ms, signed_headers
 
@@ -46,7 +46,6 @@ _STRIPE_STREAM: Final = "meter-events.stripe.com"
 _STRIPE_API: Final = "api.stripe.com"
 # What Lago says of an event that it has; it then takes none of the call.
 _LAGO_HAS_IT: Final = {"transaction_id": ["value_already_exist"]}
-_TAKEN: Final = range(200, 300)
 # Of these, other tenants' requests may still be taken.
 _OF_THE_BATCH: Final = frozenset({"status 400", "status 409", "status 413", "status 422"})
 
@@ -137,11 +136,8 @@ class Deliverer:
         for body in bodies(rest, sink.form, sink.customer, sink.meter):
             failure = self._post(sink, body, now_ms)
             if failure is not None and failure.taken_before:
-                _log.info(
-                    "sink %s has %d events of a call from an earlier one",
-                    sink.sink_id,
-                    len(failure.taken_before),
-                )
+                _log.info("the receiver of sink %s had %d events of a call before it",
+                          sink.sink_id, len(failure.taken_before))  # fmt: skip
                 news = [each for at, each in enumerate(body["events"]) if at not in failure.taken_before]
                 failure = self._post(sink, {"events": news}, now_ms) if news else None
             if failure is not None:
@@ -175,7 +171,7 @@ class Deliverer:
             answer = self._outgoing.post(sink.url, content, headers, body_of={422})
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             return _Failure(type(exc).__name__, unsure=not isinstance(exc, _NOT_SENT))
-        if answer.status in _TAKEN:
+        if answer.is_success:
             return None
         # Stripe's session may have ended: the next attempt begins one.
         self._tokens.pop(sink.sink_id, None)
@@ -191,8 +187,8 @@ class Deliverer:
         url = urlunsplit((parts.scheme, host, "/v2/billing/meter_event_session", "", ""))
         headers = {"stripe-version": _STRIPE_VERSION, "authorization": f"Bearer {sink.bearer or ''}"}
         headers["content-type"] = "application/json"
-        answer = self._outgoing.post(url, b"{}", headers, body_of=_TAKEN)
-        if answer.status not in _TAKEN:
+        answer = self._outgoing.post(url, b"{}", headers, body_of=SUCCESS)
+        if not answer.is_success:
             raise _Refused(f"session: status {answer.status}")
         try:
             token = json.loads(answer.body)["authentication_token"]

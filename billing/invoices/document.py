@@ -2,7 +2,6 @@
 numbers, null, lists and objects), its SHA-256 and its signature. Pure.
 """
 
-import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from billing.catalogue.money import ZERO, Money
 from billing.invoices.lines import ROUNDING, Bill, Earlier, Line, Terms, Tier, exact_string
 from billing.ledger.chain_entry import canonical
 from billing.moments import utc
-from billing.wire.evidence import key_id
+from billing.wire.evidence import signed_by
 
 VERSION: Final = 1
 _SIGNED: Final = b"taas invoice 1\n"
@@ -164,5 +163,4 @@ def signed(document: bytes, key: Ed25519PrivateKey) -> tuple[str, str]:
     """The id of the key and its signature (Ed25519, base64) of `taas invoice 1`, a line feed and the
     document's SHA-256 in hex.
     """
-    signature = key.sign(_SIGNED + sha256(document).encode())
-    return key_id(key.public_key()), base64.b64encode(signature).decode()
+    return signed_by(key, _SIGNED + sha256(document).encode())

@@ -7,7 +7,7 @@ A day without a link has none: the checkpoint before it holds on.
 
 import base64
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -22,7 +22,7 @@ from billing.page import Order, Page, PageRequest, read_page
 from billing.schema.accounts import audit_head, audit_log
 from billing.schema.chain import usage_chain, usage_chain_head, usage_checkpoint
 from billing.schema.clock import database_now_ms
-from billing.wire.evidence import key_id
+from billing.wire.evidence import key_id, signed_by
 
 VERSION: Final = 1
 _SIGNED: Final = b"taas usage checkpoint 1\n"
@@ -126,15 +126,8 @@ def sign_days(connection: Connection, key: Ed25519PrivateKey) -> int:
 
 def signed(checkpoint: Checkpoint, key: Ed25519PrivateKey) -> Checkpoint:
     """The same with a signature."""
-    return Checkpoint(
-        chain=checkpoint.chain,
-        position=checkpoint.position,
-        hash=checkpoint.hash,
-        day=checkpoint.day,
-        at_ms=checkpoint.at_ms,
-        key=key_id(key.public_key()),
-        signature=base64.b64encode(key.sign(checkpoint.signed_text())).decode(),
-    )
+    name, signature = signed_by(key, checkpoint.signed_text())
+    return replace(checkpoint, key=name, signature=signature)
 
 
 _NEWEST_FIRST: Final[Order[Checkpoint]] = Order(

@@ -134,7 +134,7 @@ class Dropped:
 
 def due(connection: Connection, days_kept: int, *, most: int) -> list[Day]:
     """The days that are older than so many, each with what keeps it: the `most` oldest that are kept, and the
-    `most` oldest that may be dropped, as far as they are among four times as many.
+    `most` oldest that may be dropped. Only the oldest four times `most` are looked at.
     """
     found: list[Day] = []
     left = {True: most, False: most}

@@ -5,7 +5,6 @@ It reads some entries at a time, and what it has said it never needs again: entr
 ones are not in it.
 """
 
-import base64
 import hashlib
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from billing.ledger.checkpoints import Checkpoint
 from billing.schema.chain import usage_chain, usage_chain_head
 from billing.schema.clock import database_now_ms
 from billing.schema.invoices import invoice
-from billing.wire.evidence import key_id
+from billing.wire.evidence import signed_by
 from billing.wire.tokens import TOKEN_KINDS, by_kind
 
 VERSION: Final = 2
@@ -72,8 +71,8 @@ def signed_end(sha256: str, key: Ed25519PrivateKey | None) -> dict[str, str]:
     """That these are all lines: their SHA-256, signed."""
     if key is None:
         return {"sha256": sha256}
-    signature = base64.b64encode(key.sign(_SIGNED + sha256.encode())).decode()
-    return {"sha256": sha256, "key": key_id(key.public_key()), "signature": signature}
+    name, signature = signed_by(key, _SIGNED + sha256.encode())
+    return {"sha256": sha256, "key": name, "signature": signature}
 
 
 def _lines(

@@ -71,10 +71,10 @@ class AlertSender:
             **signed_headers(alert.secret, alert_id, now_ms // 1000, body),
         }
         try:
-            status = self._outgoing.post(alert.url, body, headers).status
+            answer = self._outgoing.post(alert.url, body, headers)
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             return type(exc).__name__
-        return None if 200 <= status < 300 else f"status {status}"
+        return None if answer.is_success else f"status {answer.status}"
 
 
 def content(alert: Alert, budget: Budget, now_ms: int) -> dict[str, Any]:

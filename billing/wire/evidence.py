@@ -115,13 +115,19 @@ def public_pem(key: Ed25519PrivateKey) -> str:
 def sign(sections: Mapping[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
     """The document. Its sections hold texts, integers, truth values, null, and lists and objects of these."""
     digests = {name: _digest(section) for name, section in sections.items()}
+    name, signature = signed_by(key, _signed_text(digests))
     return {
         "version": VERSION,
         "evidence": dict(sections),
         "digests": digests,
-        "key": key_id(key.public_key()),
-        "signature": base64.b64encode(key.sign(_signed_text(digests))).decode(),
+        "key": name,
+        "signature": signature,
     }
+
+
+def signed_by(key: Ed25519PrivateKey, text: bytes) -> tuple[str, str]:
+    """The id of the key, and its signature of these bytes (Ed25519, base64)."""
+    return key_id(key.public_key()), base64.b64encode(key.sign(text)).decode()
 
 
 def key_id(key: Ed25519PublicKey) -> str:
