@@ -31,7 +31,7 @@ def insert_rows(
     columns = ", ".join(_QUOTE(table.c[name].name) for name in rows[0])
     statement = (
         f"insert into {_QUOTE(table.name)} ({columns}) "  # noqa: S608 (names of our own tables)
-        f"select {columns} from jsonb_populate_recordset(null::{_QUOTE(table.name)}, cast(:rows as jsonb))"
+        f"select {columns} from json_populate_recordset(null::{_QUOTE(table.name)}, cast(:rows as json))"
     )
     if ignore_known:
         statement += " on conflict do nothing"

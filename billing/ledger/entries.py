@@ -269,7 +269,7 @@ def _record_conflicts(
 # Entries of the ledger with their postings. What is late is said by the same statement.
 _WRITE: Final = text("""
 with given as materialized (
-  select * from jsonb_to_recordset(cast(:rows as jsonb)) as given (request_id text, day int, tenant text,
+  select * from json_to_recordset(cast(:rows as json)) as given (request_id text, day int, tenant text,
     model text, ended_ms bigint, pricing text, price_id bigint, amount numeric)
 ), made as (
   insert into ledger_transaction (request_id, day, pricing, price_id, chained, counted)
