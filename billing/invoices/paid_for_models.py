@@ -5,12 +5,12 @@ capacity less what was short of it, volume discounts, and what credit notes give
   nothing was used of all month is for no model.
 - A discount is divided among the usage that it is on, as the invoice has it.
 - A credit note gives back the same part of all that its invoice charges. Late usage that a commitment covers
-  is charged by the invoice that has the commitment, once it is covered. Rounding to cents, and what is left
-  of a commitment, is for no model.
+  is charged by the invoice that has the commitment, whether it was covered before the note or after it: as if
+  it had not been late. Rounding to cents, and what is left of a commitment, is for no model.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
@@ -220,22 +220,6 @@ def _covered(document: Mapping[str, Any]) -> Amounts:
     return found
 
 
-def _notes_of(connection: Connection, number: str) -> dict[str, tuple[int, int]]:
-    """Of an invoice, by number: the transaction of each, and its net amount in pico-dollars."""
-    entry = ledger_transaction.c
-    query = (
-        select(invoice.c.number, entry.transaction_id, invoice.c.net_picousd)
-        .join(ledger_transaction, entry.subject == invoice.c.number)
-        .where(entry.kind == EntryKind.INVOICE.value, invoice.c.corrects == number)
-    )
-    return {row[0]: (row[1], int(row[2])) for row in connection.execute(query)}
-
-
-def _part(charged: Iterable[Owed], part: Fraction) -> Iterator[Owed]:
-    for each in charged:
-        yield replace(each, of=PaidFor.DOCUMENTS, paid=each.paid * part, exact=each.exact * part)
-
-
 class _Documents:
     """Divides what invoices say by the terms that held when it was used."""
 
@@ -248,30 +232,22 @@ class _Documents:
         """The part of what its invoice charges that a note gives back: below 0."""
         made = store.find(self._connection, str(note.corrects))
         document = orjson.loads(made.document)
+        amounts = [_usage(document), _discounts(document), _covered(document)]
+        if any(line["type"] == "commitment" for line in document["lines"]):
+            amounts += self._drawn(made)
         charged = [
-            *self.by_terms(made, _usage(document)),
-            *self.by_terms(made, _discounts(document)),
-            *self.by_terms(made, _covered(document)),
+            *(each for some in amounts for each in self.by_terms(made, some)),
             *_capacity(self._connection, self._terms, made.from_ms, made.until_ms, made.tenant_id),
         ]
-        yield from _part(charged, Fraction(note.net.picousd, made.net.picousd))
-        if any(line["type"] == "commitment" for line in document["lines"]):
-            yield from self._drawn(note, made)
+        part = Fraction(note.net.picousd, made.net.picousd)
+        for each in charged:
+            yield replace(each, of=PaidFor.DOCUMENTS, paid=each.paid * part, exact=each.exact * part)
 
-    def _drawn(self, note: Stored, made: Stored) -> Iterator[Owed]:
-        """Of the late usage that the commitment of this invoice covers, if it did before the note: the part
-        that the note gives back of what was left of the invoice when it was covered.
-        """
-        notes = _notes_of(self._connection, made.number)
-        issued, _ = notes[note.number]
+    def _drawn(self, made: Stored) -> Iterator[Amounts]:
+        """The late usage that the commitment of this invoice covers, also if it came after the note."""
         for each in store.since(self._connection, made.tenant_id, made.period):
-            if each.ledger_upto < issued:
-                covered = _covered(orjson.loads(each.document))
-                amounts = {place: -amount for place, amount in covered.items() if place[0] == made.period}
-                if amounts:
-                    given = sum(net for at, net in notes.values() if at <= each.ledger_upto)
-                    part = Fraction(note.net.picousd, made.net.picousd + given)
-                    yield from _part(self.by_terms(made, amounts), part)
+            covered = _covered(orjson.loads(each.document))
+            yield {place: -amount for place, amount in covered.items() if place[0] == made.period}
 
     def by_terms(self, made: Stored, amounts: Amounts) -> Iterator[Owed]:
         """Where terms changed within a period, its amount is divided by the usage under each."""

@@ -238,14 +238,37 @@ def test_what_a_commitment_covers_is_given_back_with_the_commitment(
             assert paid() == left
             alone.rollback()
         before.rollback()
-        # What was given back before does not count for what is covered later.
+        # It is the same if it was given back before.
         give_back(first, "5")
         late()
-        assert paid() == (5, m2)
+        assert paid() == (4, m2 / 2)
         give_back(first, "2.5")
-        assert paid() == (Fraction(7, 2), m2 / 2)
+        assert paid() == (3, m2 / 4)
         give_back(first, "2.5")
         assert paid() == (2, 0)
+
+
+def test_models_get_no_more_than_is_paid_when_late_usage_comes_after_a_credit_note(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
+    """October pays 10 for a request of 2, and 5 of it are given back. Then late usage draws on all that is
+    left of the commitment, 5: with the 2 in time 7 of 10 are used.
+    """
+    with database.begin() as connection:
+        books = Books(connection, raw_redis, commitment=Money.parse("10"))
+        set_terms(connection, books.tenant.tenant_id, Terms(), NOVEMBER)
+        models.create(connection, ModelSpec(name="m1", context_tokens=4096))
+        made = MakerTerms(model="m1", maker="lab", from_ms=0, share_basis_points=10_000)
+        makers.set_terms(connection, made)
+        books.use(OCTOBER)
+        first = books.close("2023-10").number
+        credit_notes.issue(
+            connection, first, Money.parse("5"), "x", issuer="us", key=KEY, now_ms=ISSUED_MS - 1
+        )
+        books.use(OCTOBER + 1, (0, 0, 2_500_000))
+        assert books.close("2023-11").net == ZERO
+        paid = sum(each.exact for each in makers.owed(connection, 0, ISSUED_MS))
+        assert paid == Fraction(7, 2) * 10**12
 
 
 def test_terms_of_makers_begin_at_a_whole_hour_and_in_no_closed_month(books: Books) -> None:
