@@ -156,7 +156,7 @@ def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
     """The prices of these models. No price can be set until the transaction ends, so the caller records with
     all of them.
     """
-    connection.execute(select(func.pg_advisory_xact_lock_shared(AdvisoryLock.PRICES)))
+    join_recording(connection)
     named = price_table.c.model.in_(sorted(set(models)))
     prices = [_price(row) for row in connection.execute(SALE.select().where(named)).mappings()]
     with_prices = {price.scope.contract_id for price in prices} - {None}
@@ -187,6 +187,13 @@ def for_sale_from(connection: Connection) -> dict[str, int]:
     for_all = stands.c.contract_id.is_(None), stands.c["class"].is_(None)
     query = select(stands.c.model, func.min(stands.c.valid_from_ms)).where(*for_all).group_by(stands.c.model)
     return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def join_recording(connection: Connection) -> None:
+    """Be one of those who record, before anything is recorded: who holds prices waits until the transaction
+    ends, and the other way round. So nothing is recorded that a closing of that time has not seen.
+    """
+    connection.execute(select(func.pg_advisory_xact_lock_shared(AdvisoryLock.PRICES)))
 
 
 def hold_prices(connection: Connection) -> None:

@@ -14,6 +14,7 @@ import orjson
 from sqlalchemy import Connection, RowMapping
 from sqlalchemy.dialects.postgresql import insert
 
+from billing.catalogue.price_book import join_recording
 from billing.ledger.entries import Pricing
 from billing.ledger.event_days import days_of, recorded
 from billing.ledger.running_totals import add_total
@@ -97,6 +98,7 @@ class AbsorbedEvent:
 
 def absorb(connection: Connection, absorbed: AbsorbedEvent) -> bool:
     """Write the event, once. Returns whether this was the first time."""
+    join_recording(connection)
     if recorded(connection, [absorbed.request_id]):
         return False
     tokens, now_ms = absorbed.tokens, database_now_ms(connection)

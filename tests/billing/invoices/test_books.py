@@ -10,6 +10,7 @@ import pytest
 import redis
 from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy.exc import OperationalError
 
 from billing.catalogue import models, tenants
 from billing.catalogue.models import ModelSpec
@@ -22,6 +23,7 @@ from billing.invoices.books import balances, close_books, find
 from billing.invoices.lines import Terms, Tier
 from billing.invoices.paid_for_models import PaidFor
 from billing.invoices.terms import set_capacity_price, set_terms
+from billing.ledger.absorbed_event import AbsorbedEvent, absorb
 from billing.ledger.accounts import Account, account_balance
 from billing.ledger.check import check_ledger
 from billing.ledger.entries import ReceivedEvent, record_events
@@ -30,8 +32,9 @@ from billing.page import PageRequest
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import ledger_posting
-from billing.wire.ending import Ending
-from tests.billing.events import event
+from billing.wire.ending import Ending, OtherReason
+from billing.wire.tokens import CounterPair
+from tests.billing.events import WEIGHTS, event
 from tests.billing.invoices.test_close import (
     DECEMBER,
     HOUR_MS,
@@ -426,3 +429,19 @@ def test_terms_of_makers_wait_while_the_books_are_closed(database: Engine, raw_r
         closing.commit()
         with pytest.raises(Conflict):
             setting.result()
+
+
+def test_books_are_not_closed_while_tokens_are_being_absorbed(database: Engine) -> None:
+    """Else those of the last moment of a month could be in the books of no month."""
+    with database.connect() as absorbing, database.connect() as closing:
+        absorb(absorbing, AbsorbedEvent(
+            request_id="rec_1", model="m1", pool="m1", cell="m1", instance="i1", epoch="e1",
+            tokens=CounterPair(3, 4), reason=OtherReason.CALIBRATION, ending=Ending.COMPLETE,
+            weights={"version": WEIGHTS.version}, started_ms=1,
+        ))  # fmt: skip
+        closing.exec_driver_sql("set lock_timeout = 50")
+        with pytest.raises(OperationalError, match="lock timeout"):
+            close_books(closing, "2023-10", now_ms=ISSUED_MS)
+        closing.rollback()
+        absorbing.commit()
+        assert close_books(closing, "2023-10", now_ms=ISSUED_MS).ledger_upto == 1
