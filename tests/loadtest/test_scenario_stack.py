@@ -45,7 +45,8 @@ def test_callers_are_served_in_their_class_at_both_gateways(stack: ScenarioStack
                 12,
             )
             assert record.first_s is not None
-            assert record.arrival.at_s < record.first_s < record.marks[-1][0]
+            # A busy machine may read all of an answer at once.
+            assert record.arrival.at_s < record.first_s <= record.marks[-1][0]
         assert {record.arrival.gateway for record in parts[name]} == {0, 1}
         assert work_between(parts[name], SPEED, 0, 60) == pytest.approx(10 * SPEED.units(50, 12))
 
