@@ -144,8 +144,9 @@ class Invoices:
         self._notes: list[dict[str, Any]] = []
         self._numbers: set[str] = set()
         self._prices: dict[int, dict[str, Any]] = {}
-        # By credit notes, of each invoice: so far.
-        self._given_back: Counter[str] = Counter()
+        # What credit notes leave of each invoice so far, and of its commitment what nothing has used.
+        self._left: dict[str, int] = {}
+        self._unused: dict[str, int] = {}
         # Those of which entries cannot be added up: their events were dropped.
         self._unknown: set[str] = set()
         self._own: dict[str, Counter[tuple[Any, ...]]] = {}
@@ -185,9 +186,23 @@ class Invoices:
                 self._report.expect(f"{what}: the periods of its late usage", said, sorted(late))
             self._documents.append(document)
             self._own[number], self._late[number] = Counter(), Counter()
+            self._draw(document)
         else:
             self._notes.append(document)
-            self._given_back[document["corrects"]] += -picousd_of(document["net"])
+            if (corrected := document["corrects"]) in self._left:
+                self._left[corrected] += picousd_of(document["net"])
+                # The unused commitment is given back last.
+                self._unused[corrected] = min(self._unused[corrected], self._left[corrected])
+
+    def _draw(self, document: dict[str, Any]) -> None:
+        """Its commitment is unused, and what it covers draws on those of earlier invoices."""
+        charged = (line for line in document["lines"] if line["type"] == "commitment")
+        self._left[document["number"]] = picousd_of(document["net"])
+        self._unused[document["number"]] = sum(picousd_of(line["amount"]) for line in charged)
+        numbers = {each["period"]["name"]: each["number"] for each in self._documents}
+        for line in document["lines"]:
+            if line["type"] == "covered" and line["period"] in numbers:
+                self._unused[numbers[line["period"]]] += picousd_of(line["amount"])
 
     def _earlier(self, what: str, said: dict[str, Any]) -> None:
         """What an invoice says of a period of which usage came late, with what those before it leave."""
@@ -200,15 +215,8 @@ class Invoices:
         billed = sum(picousd_of(line["exact"]) for line in of_it if line["type"] == "usage")
         self._report.expect(f"{where}: what is billed of it", picousd_of(said["billed"]), billed)
         self._report.expect(f"{where}: its tiers", said["tiers"], own["terms"]["tiers"])
-        unused = sum(
-            picousd_of(line["amount"])
-            for line in [*(each for each in own["lines"] if each["type"] == "commitment"), *of_it]
-            if line["type"] in ("commitment", "covered")
-        )
-        left = picousd_of(own["net"]) - self._given_back[own["number"]]
-        self._report.expect(
-            f"{where}: its unused commitment", said["unused"], plain(max(0, min(unused, left)))
-        )
+        unused = self._unused[own["number"]]
+        self._report.expect(f"{where}: its unused commitment", said["unused"], plain(max(0, unused)))
 
     def add(self, entry: dict[str, Any], event: dict[str, Any], tokens: dict[str, int], price: int) -> None:
         """An entry of a request with an amount."""

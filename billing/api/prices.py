@@ -22,6 +22,7 @@ from billing.catalogue.price_book import (
     PriceBook,
     Scope,
     SetPrice,
+    hold_prices,
     list_page,
     list_prices,
     read_price_book,
@@ -178,6 +179,8 @@ def take_list(body: NewPrices, control: Control, response: Response) -> dict[str
     with control.reading() as connection:
         requests = sample(connection, names, body.sample)
     with control.changing(response) as connection:
+        # First of all: two that held it shared, to read, would wait for each other.
+        hold_prices(connection)
         before = read_price_book(connection, names)
         confirmed = body.confirmed or body.dry_run
         made = _set_all(connection, control, body.prices, confirmed=confirmed)

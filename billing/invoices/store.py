@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Row, func, insert, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from billing.catalogue.money import Money
+from billing.ledger.accounts import EntryKind
 from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import NotFound
 from billing.schema.invoices import document_series, invoice, invoiced
@@ -148,6 +149,18 @@ def credited(connection: Connection, number: str) -> Money:
     """The net amount of an invoice's credit notes, as a positive one."""
     query = select(func.coalesce(func.sum(-invoice.c.net_picousd), 0)).where(invoice.c.corrects == number)
     return Money.from_sql(connection.execute(query).scalar_one())
+
+
+def notes(connection: Connection, number: str) -> list[tuple[int, Money]]:
+    """An invoice's credit notes, the oldest first: the transaction of each, and its net amount, below 0."""
+    entry = ledger_transaction.c
+    query = (
+        select(entry.transaction_id, invoice.c.net_picousd)
+        .join(ledger_transaction, entry.subject == invoice.c.number)
+        .where(entry.kind == EntryKind.INVOICE.value, invoice.c.corrects == number)
+        .order_by(entry.transaction_id)
+    )
+    return [(row[0], Money.from_sql(row[1])) for row in connection.execute(query)]
 
 
 def given_back(connection: Connection, number: str) -> Money:

@@ -16,12 +16,14 @@ from sqlalchemy import Connection, select
 from billing.catalogue.price_book import Price, prices_by_id
 from billing.catalogue.tenants import Tenant
 from billing.ledger import checkpoints
+from billing.ledger.accounts import EntryKind
 from billing.ledger.chain import PriceDigests, entries_between, stored_entry
 from billing.ledger.chain_entry import NO_HASH, canonical, price_document, public_part
 from billing.ledger.checkpoints import Checkpoint
 from billing.schema.chain import usage_chain, usage_chain_head
 from billing.schema.clock import database_now_ms
 from billing.schema.invoices import invoice
+from billing.schema.ledger import ledger_transaction
 from billing.wire.evidence import signed_by
 from billing.wire.tokens import TOKEN_KINDS, by_kind
 
@@ -143,14 +145,17 @@ def _receipt(row: Mapping[Any, Any], price: Price) -> list[dict[str, Any]]:
 
 
 def _invoices(connection: Connection, chain: str, span: Span) -> Iterator[bytes]:
-    """Those that were issued since the span began, of periods that ended in it or before. Each follows the
-    one before it, so whoever verifies them sees where one is missing.
+    """Those that were issued since the span began, of periods that ended in it or before, in the order of
+    their entries. Each follows the one before it, so whoever verifies them sees where one is missing.
     """
-    of = invoice.c
-    query = select(of.number, of.document, of.sha256, of.key_id, of.signature).where(
-        of.tenant_id == chain, of.issued_ms >= span.from_ms, of.until_ms <= span.until_ms
+    of, entry = invoice.c, ledger_transaction.c
+    its_own = (entry.subject == of.number) & (entry.kind == EntryKind.INVOICE.value)
+    query = (
+        select(of.number, of.document, of.sha256, of.key_id, of.signature)
+        .outerjoin(ledger_transaction, its_own)
+        .where(of.tenant_id == chain, of.issued_ms >= span.from_ms, of.until_ms <= span.until_ms)
     )
-    for row in connection.execute(query.order_by(of.issued_ms, of.number)):
+    for row in connection.execute(query.order_by(entry.transaction_id, of.number)):
         said = {"number": row.number, "sha256": row.sha256, "key": row.key_id, "signature": row.signature}
         # The document as it was issued, byte for byte: it is canonical JSON.
         head = canonical({"record": "invoice", **said})

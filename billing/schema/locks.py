@@ -13,8 +13,8 @@ class AdvisoryLock(IntEnum):
     # restart: one at a time.
     ENGINE_RUNS = 7_461_616
     RECONCILIATION = 7_461_617
-    # Shared by the batches that are being priced, exclusive for who sets a price. Not a lock of the table:
-    # reports need not wait.
+    # Shared by who records, exclusive for who sets a price or closes: nothing is recorded meanwhile. Not a
+    # lock of the table: reports need not wait.
     PRICES = 7_461_618
     PROJECTION = 7_461_620
     # Of two models that are added to one pool at once, the second sees whose the first is.

@@ -77,6 +77,41 @@ def test_what_a_credit_note_gave_back_of_a_commitment_is_not_drawn_on(
 
 
 @pytest.mark.parametrize(
+    "steps",
+    [
+        [("note", "8"), ("late", "2", "-2.00"), ("late", "2", None)],
+        [("note", "5"), ("late", "5", "-5.00"), ("late", "3", None)],
+        [("late", "5", "-5.00"), ("note", "5"), ("late", "4", "-3.00"), ("late", "1", None)],
+        [("note", "4"), ("late", "3", "-3.00"), ("note", "4"), ("late", "3", "-2.00"), ("late", "1", None)],
+    ],
+)
+def test_late_usage_of_several_invoices_draws_no_more_than_is_left(
+    database: Engine, raw_redis: redis.Redis, steps: list[tuple[str, ...]]
+) -> None:
+    """Of an invoice of 10, 8 of them unused. What is drawn is paid for like what was used in time: credit
+    notes give it back first.
+    """
+    months = iter(("2023-11", "2023-12", "2024-01"))
+    with database.begin() as connection:
+        books = Books(connection, raw_redis, commitment=Money.parse("10"))
+        books.use(OCTOBER)
+        first = books.close("2023-10")
+        for at, step in enumerate(steps, 1):
+            if step[0] == "note":
+                amount = Money.parse(step[1])
+                credit_notes.issue(
+                    connection, first.number, amount, "x", issuer="us", key=KEY, now_ms=ISSUED_MS
+                )
+                continue
+            _, usd, covered = step
+            books.use(OCTOBER + at, (0, 0, int(usd) * 500_000))
+            made = books.close(next(months))
+            assert [each[3] for each in lines(made) if each[0] == "covered"] == ([covered] if covered else [])
+        assert check_invoices(connection) == []
+        books.assert_verified()
+
+
+@pytest.mark.parametrize(
     ("days", "committed"),
     [((15, 1), "54.84"), ((1, 15), "146.67"), ((15, 15), "100.00")],
     ids=["shorter", "longer", "a month"],
