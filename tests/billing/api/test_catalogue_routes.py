@@ -4,20 +4,23 @@ answer is there.
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import redis
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, text, update
 
 from billing.catalogue.api_keys import hash_of
+from billing.catalogue.price_book import join_recording
 from billing.contracts import lifecycle
 from billing.schema.budgets import budget_spent
 from billing.schema.catalogue import api_key
 from billing.wire import redis_keys
 from billing.wire.limits import NAMES
 from tests.billing.contracts.selling import POOL, T0, furnish, terms
+from tests.fixtures.gateway import wait_until
 
 Make = Callable[..., dict[str, Any]]
 
@@ -408,3 +411,20 @@ def test_the_document_of_the_api_names_its_routes(admin: TestClient):
     paths = admin.get("/openapi.json").json()["paths"]
     assert "/admin/v1/keys/{key_id}" in paths
     assert admin.get("/docs").status_code == 200
+
+
+def test_two_lists_of_prices_at_once_are_taken_one_after_the_other(
+    admin: TestClient, made: Make, database: Engine
+):
+    """Both are tried on what was recorded, while something is being recorded."""
+    waiting = text("select count(*) from pg_locks where locktype = 'advisory' and not granted")
+    bodies = []
+    for name in ("m1", "m2"):
+        made("models", name=name, context_tokens=4096)
+        bodies.append({"prices": [{"model": name, "input": "1", "output": "2"}], "dry_run": True})
+    with ThreadPoolExecutor(2) as callers, database.connect() as recording:
+        join_recording(recording)
+        answers = [callers.submit(admin.post, "/admin/v1/prices/list", json=body) for body in bodies]
+        wait_until(lambda: recording.execute(waiting).scalar_one() == 2, "both wait")
+        recording.rollback()
+        assert [answer.result().status_code for answer in answers] == [201, 201]
