@@ -20,35 +20,36 @@ def earlier_periods(connection: Connection, tenant_id: str, names: Collection[st
     if not names:
         return []
     issued = store.since(connection, tenant_id, min(names))
-    return [_earlier(connection, each, issued) for each in issued if each.period in names]
+    lines = [(each.ledger_upto, line) for each in issued for line in orjson.loads(each.document)["lines"]]
+    return [_earlier(connection, each, lines) for each in issued if each.period in names]
 
 
-def _earlier(connection: Connection, own: Stored, issued: Sequence[Stored]) -> Earlier:
-    """`issued`: it, and the invoices after it."""
-    of_it = [
-        (each.ledger_upto, line)
-        for each in issued
-        for line in orjson.loads(each.document)["lines"]
-        if line.get("period") == own.period
-    ]
-    drawn = [(upto, Money.parse(line["amount"])) for upto, line in of_it if line["type"] == "covered"]
+def _earlier(connection: Connection, own: Stored, lines: Sequence[tuple[int, Mapping[str, Any]]]) -> Earlier:
+    """`lines`: of its invoice and of those after it, each with the last transaction that its invoice
+    counts.
+    """
+    of_it = [(upto, line) for upto, line in lines if line.get("period") == own.period]
     return Earlier(
         period=own.period,
         billed=sum(Money.parse(line["exact"]).picousd for _, line in of_it if line["type"] == "usage"),
         tiers=read_tiers(own.facts["terms"]["tiers"]),
-        unused=_unused(own, drawn, store.notes(connection, own.number)),
+        unused=_unused(
+            own,
+            [(upto, Money.parse(line["amount"])) for upto, line in of_it if line["type"] == "covered"],
+            store.notes(connection, own.number),
+        ),
     )
 
 
 def _unused(own: Stored, drawn: Sequence[tuple[int, Money]], notes: Sequence[tuple[int, Money]]) -> Money:
-    """What nothing has used of the commitment that an invoice charges. What is drawn on it and its credit
-    notes are below 0, each after a transaction of the ledger. A note gives back the unused part last: as much
-    as it leaves of the invoice is still paid for.
+    """What is left of the commitment that an invoice charges, after what late usage has drawn on it and what
+    credit notes have given back: both are amounts below 0, with the transaction that they came after. A note
+    gives back the unused part last, so that part is never more than what the note leaves of the invoice.
     """
-    lines = orjson.loads(own.document)["lines"]
-    unused = sum((Money.parse(line["amount"]) for line in lines if line["type"] == "commitment"), ZERO)
+    charged = (line for line in orjson.loads(own.document)["lines"] if line["type"] == "commitment")
+    unused = sum((Money.parse(line["amount"]) for line in charged), ZERO)
     left = own.net
-    # An invoice that ends with the transaction of a note has seen it.
+    # In their order. Notes come first where both have the same transaction: that invoice has seen the note.
     steps = [*((at, False, amount) for at, amount in notes), *((at, True, amount) for at, amount in drawn)]
     for _, is_drawn, amount in sorted(steps, key=lambda step: step[:2]):
         if is_drawn:
