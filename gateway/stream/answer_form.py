@@ -18,36 +18,13 @@ from gateway.protocol.tier import anthropic_tier
 from gateway.request import AnswerForm
 from gateway.stream.meter import ProtocolViolation
 
-_DATA: Final = b"data: "
 _TIER: Final = "service_tier"
-_TIER_BYTES: Final = b'"service_tier"'
-
-_CHUNK: Final = b'data: {"'
-_MODEL: Final = b',"model":"'
-_CHOICES: Final = b',"choices":['
 # The beginning of vLLM's embeddings or scores, up to their numbers.
 _POOLED: Final = re.compile(
     rb'\{("id":"[^"\\]{0,256}","object":"[^"\\]{0,64}","created":\d{1,15},)"model":("(?:[^"\\]|\\.){0,'
     rb'512}"),"data":\['
 )
 _NULL: Final = b'":null'
-_FINISH: Final = b'"finish_reason":null}]}'
-# How vLLM ends mid-stream chunks of chat and completions, and the first chunk of chat. Members beyond
-# `_FINISH` are its own.
-_VLLM_ENDS: Final = (
-    b'"finish_reason":null,"token_ids":null}]}',
-    b'"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}]}',
-    b'"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}',
-    _FINISH,
-)
-_NO_LOGPROBS: Final = b'"logprobs":null,'
-# Each with its number of nulls, and its replacement.
-_ENDS: Final = tuple(
-    (before + end, (before + end).count(_NULL), before + _FINISH)
-    for before in (_NO_LOGPROBS, b"")
-    for end in _VLLM_ENDS
-)
-
 # Members that OpenAI and Anthropic send as null themselves.
 _NO_NULLS: Final[frozenset[str]] = frozenset()
 _CHOICE_NULLS: Final = frozenset({"logprobs", "finish_reason"})
@@ -63,70 +40,6 @@ _RESPONSE_NULLS: Final = frozenset(
 # Members of an item or a part of a response that are null. In JSON a quote inside a string is escaped, so
 # this can match no text.
 _NULL_MEMBER: Final = re.compile(rb',"\w+":null(?=[,}])')
-
-
-class ChunkForm:
-    """Writes the chunks of one chat or completions stream. `model` or `tier` None leaves the engine's value.
-    Chunks in mid-stream differ in little but their text, so the beginning and the end of one are remembered
-    and replaced in the next.
-    """
-
-    __slots__ = ("_end", "_model", "_opening", "_opening_written", "_tier")
-
-    def __init__(self, model: str | None, tier: bytes | None) -> None:
-        self._model = model
-        self._tier = tier
-        self._opening = b"\n"  # in no event
-        self._opening_written = b""
-        self._end = _ENDS[0]
-
-    def write(self, event: bytes) -> bytes:
-        """An event without its blank line; a comment stays as it is. Raises ProtocolViolation if it is not a
-        JSON object.
-        """
-        if event.startswith(self._opening) or self._learn_opening(event):
-            nulls = event.count(_NULL)  # a match inside a text counts too, which only costs time
-            if nulls:
-                if (event.endswith(self._end[0]) or self._learn_end(event)) and nulls == self._end[1]:
-                    end, _, written = self._end
-                    return self._opening_written + event[len(self._opening) : -len(end)] + written
-            elif event.find(_TIER_BYTES) < 0:
-                return self._opening_written + event[len(self._opening) :]
-        return self._write_decoded(event) if event.startswith(_DATA) else event
-
-    def _learn_opening(self, event: bytes) -> bool:
-        """Learn the bytes before the choices, if the model is the last member there: nothing in them was
-        generated.
-        """
-        model_at, choices_at = event.find(_MODEL), event.find(_CHOICES)
-        one_member = 0 <= model_at < choices_at and event.count(b'":', model_at, choices_at) == 1
-        if not one_member or not event.startswith(_CHUNK):
-            return False
-        opening = event[: choices_at + len(_CHOICES)]
-        if opening.find(_TIER_BYTES) >= 0 or opening.find(_NULL) >= 0:
-            return False
-        model = (
-            event[model_at:choices_at] if self._model is None else b',"model":' + orjson.dumps(self._model)
-        )
-        tier = b"" if self._tier is None else b'"service_tier":"%b",' % self._tier
-        self._opening = opening
-        self._opening_written = b"data: {%b%b%b%b" % (
-            tier,
-            event[len(_CHUNK) - 1 : model_at],
-            model,
-            _CHOICES,
-        )
-        return True
-
-    def _learn_end(self, event: bytes) -> bool:
-        for end in _ENDS:
-            if event.endswith(end[0]):
-                self._end = end
-                return True
-        return False
-
-    def _write_decoded(self, event: bytes) -> bytes:
-        return _DATA + choices_written(_object_of(event[len(_DATA) :], "chunk"), self._model, self._tier)
 
 
 def choices_written(answer: dict[str, Any], model: str | None, tier: bytes | None) -> bytes:

@@ -1,8 +1,8 @@
 """The meter of chat and completions streams. Usage is cumulative on each chunk, per sample; the last chunk
 has the total.
 
-One regular expression reads a mid-stream chunk of a single sample; only a chunk that finishes something is
-decoded. Inside JSON a quote in a string is escaped, so the bytes `,"usage":{` can only be the member itself.
+Most chunks are one piece of text in mid-stream, of a single sample, and differ in that text and the figures
+alone: one regular expression reads those, and their text is passed on as it is. Every other chunk is decoded.
 """
 
 import re
@@ -10,9 +10,10 @@ from typing import Any
 
 import orjson
 
-from gateway.stream.answer_form import ChunkForm, choices_written
+from gateway.stream.answer_form import choices_written
 from gateway.stream.events import EventSplitter
 from gateway.stream.meter import (
+    COUNT_MAX,
     USAGE_MISSING,
     Produced,
     ProtocolViolation,
@@ -22,15 +23,26 @@ from gateway.stream.meter import (
     usage_anomaly,
 )
 
-# Figures of more digits are decoded, and refused.
-_USAGE_SO_FAR = re.compile(
-    rb',"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,'
-    rb"9})\b[^{}]*(?:\{[^{}]*\}[^{}]*)*\}"
+# A text that is not empty, as JSON.
+_TEXT = rb'"(?!")[^"\\]*+(?:\\.[^"\\]*+)*+"'
+# A chunk in mid-stream after its opening, as vLLM writes it. Of its members that are null only those that the
+# vendors send, too, are in the first group. Figures of more digits are decoded, and refused.
+_MID_STREAM = re.compile(
+    rb'(\{"index":0,(?:"text":%b'
+    rb'|"delta":\{(?:"(?:content|reasoning|reasoning_content)":%b'
+    rb'|"tool_calls":\[\{"index":\d+,"function":\{"arguments":%b\}\}\])\}'
+    rb'),(?:"logprobs":null,)?"finish_reason":null)'
+    rb'(?:,"(?:stop_reason|prompt_token_ids|token_ids)":null)*+\}\]'
+    rb'(?:,"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,9})'
+    rb"(?:,[^{}]*(?:\{[^{}]*\}[^{}]*)*)?\})?\}" % (_TEXT, _TEXT, _TEXT)
 )
-# Looked for by `find`: `in` between bytes first takes its left side for a number, which raises an exception
-# inside, and costs more than the search.
-_ROLE = b'"role":"assistant"'
-_UNFINISHED = b'"finish_reason":null'
+_MID_STREAM_END = b"}]}\n\n"
+_CHUNK = b'data: {"'
+_MODEL = b',"model":"'
+_CHOICES = b',"choices":['
+_TIER = b'"service_tier"'
+_NULL = b'":null'
+_NOT_LEARNED = b"\n"  # begins no event
 _DONE = b"data: [DONE]"
 _DATA = b"data: "
 
@@ -42,9 +54,10 @@ class ChoicesMeter:
     """
 
     __slots__ = (
-        "_chunks", "_counts", "_finished_samples", "_form", "_output", "_output_max", "_previous", "_prompt",
-        "_sample_max", "_samples", "_splitter", "_total", "_wants_continuous", "_wants_usage", "aborted",
-        "anomaly", "counts", "exact", "failed", "failure", "finished", "last_chunk", "model", "tier", "told",
+        "_chunks", "_counts", "_finished_samples", "_opening", "_opening_written", "_output", "_output_max",
+        "_previous", "_prompt", "_sample_max", "_samples", "_splitter", "_total", "_wants_continuous",
+        "_wants_usage", "aborted", "anomaly", "counts", "exact", "failed", "failure", "finished",
+        "last_chunk", "model", "tier", "told",
     )  # fmt: skip
 
     def __init__(
@@ -56,7 +69,7 @@ class ChoicesMeter:
         wants_continuous: bool,
     ) -> None:
         self._samples = samples
-        self._sample_max = output_tokens_max
+        self._sample_max = COUNT_MAX if output_tokens_max is None else output_tokens_max
         self._output_max = None if output_tokens_max is None else output_tokens_max * samples
         self._wants_usage = wants_usage
         self._wants_continuous = wants_usage and wants_continuous
@@ -73,43 +86,40 @@ class ChoicesMeter:
         self.told: dict[str, Any] | None = None
         self.model: str | None = None
         self.tier: bytes | None = None
-        self._form: ChunkForm | None = None
+        self._opening = _NOT_LEARNED  # of this stream's chunks, up to their choices
+        self._opening_written = b""
         self.counts: list[int] | None = None
         self.last_chunk: dict[str, Any] | None = None
 
     def feed(self, chunk: bytes) -> bytes:
+        if not self._splitter.rest and chunk.endswith(b"\n\n"):
+            passed_on = self._read_mid_stream(chunk[:-2])
+            if passed_on is not None:
+                return passed_on
         passed = []
         for event in self._splitter.split(chunk):
-            if self._samples == 1 and event.find(_UNFINISHED) >= 0 and event.startswith(b'data: {"id"'):
-                kept: bytes | None = self.written(self._read_fast(event))
-            elif event == _DONE:
+            passed_on = self._read_mid_stream(event)
+            if passed_on is not None:
+                passed.append(passed_on)
+                continue
+            if event.startswith(b":") or not event:
+                continue
+            if event == _DONE:
                 self._read_done()
-                passed.append(event)
-                if self.counts is not None:
-                    self.counts.append(self.output_tokens())
-                continue
-            elif event.startswith(b":") or not event:
-                continue
+                kept: bytes | None = event
             else:
                 kept = self._read_decoded(event)
             if kept is not None:
-                passed.append(kept)
+                passed.append(kept + b"\n\n")
                 if self.counts is not None:
                     self.counts.append(self.output_tokens())
             if self.failed:
                 break
-        if not passed:
-            return b""
-        passed.append(b"")
-        return b"\n\n".join(passed)
+        return b"".join(passed)
 
     def written(self, event: bytes) -> bytes:
-        """An event, without its blank line, in the form in which the caller gets it."""
-        if self._form is None:
-            if self.model is None and self.tier is None:
-                return event
-            self._form = ChunkForm(self.model, self.tier)
-        return self._form.write(event)
+        """A chunk, without its blank line, in the form in which the caller gets it."""
+        return self._written_decoded(decoded_chunk(event), event)
 
     def produced(self) -> Produced:
         if self._total is not None:
@@ -132,33 +142,46 @@ class ChoicesMeter:
     def counted(self) -> bool:
         return self._total is None and self._samples == 1 and self._chunks > 0
 
-    def _read_fast(self, event: bytes) -> bytes:
-        """Read a mid-stream chunk of a single sample. Returns it without usage that the caller did not ask
-        for.
+    def _read_mid_stream(self, event: bytes) -> bytes | None:
+        """Read a chunk in mid-stream of a single sample: the event to pass on, with its blank line. None: it
+        is to be decoded, and nothing was read.
         """
-        if self.finished or self._finished_samples:
-            raise ProtocolViolation("chunk after the end")
-        found = _USAGE_SO_FAR.search(event, event.rfind(b',"usage":'))
+        if not event.startswith(self._opening):
+            return None
+        found = _MID_STREAM.fullmatch(event, len(self._opening))
         if found is None:
-            if event.find(b'"usage"') >= 0:
-                return self._read_decoded(event) or b": \n"
-            # The engine reports no usage on chunks: count chunks with text until its final usage comes.
-            self._chunks += event.find(_ROLE) < 0
-            return event
-        output = int(found[2])
-        if output < self._output or (output and event == self._previous):
-            if output == self._output:
-                raise ProtocolViolation("chunk sent twice")
-            self.anomaly = "usage_backwards"
-        elif self._sample_max is not None and output > self._sample_max:
-            self.anomaly = "usage_above_max_tokens"
-            self._chunks += event.find(_ROLE) < 0
+            return None
+        said, prompt, figure = found.groups()
+        if figure is None:  # the engine reports no usage on chunks: they are counted until its total comes
+            self._chunks += 1
         else:
-            self._prompt = int(found[1])
-            self._output = output
-            self._chunks = 0
-        self._previous = event
-        return event if self._wants_continuous else event[: found.start()] + event[found.end() :]
+            output = int(figure)
+            if not self._output < output <= self._sample_max:
+                return None
+            self._prompt, self._output, self._chunks = int(prompt), output, 0
+            self._previous = event
+        if self.counts is not None:
+            self.counts.append(self._output + self._chunks)
+        return b"%b%b%b" % (self._opening_written, said, _MID_STREAM_END)
+
+    def _learn_opening(self, event: bytes) -> None:
+        """Learn the bytes before the choices, if the model is the last member there: nothing in them was
+        generated.
+        """
+        model_at, choices_at = event.find(_MODEL), event.find(_CHOICES)
+        one_member = 0 <= model_at < choices_at and event.count(b'":', model_at, choices_at) == 1
+        opening = event[: choices_at + len(_CHOICES)]
+        if not one_member or not event.startswith(_CHUNK) or _TIER in opening or _NULL in opening:
+            return
+        model = event[model_at:choices_at] if self.model is None else b',"model":' + orjson.dumps(self.model)
+        tier = b"" if self.tier is None else b'"service_tier":"%b",' % self.tier
+        self._opening = opening
+        self._opening_written = b"data: {%b%b%b%b" % (
+            tier,
+            event[len(_CHUNK) - 1 : model_at],
+            model,
+            _CHOICES,
+        )
 
     def _read_done(self) -> None:
         if self.finished:
@@ -172,9 +195,7 @@ class ChoicesMeter:
             self.anomaly = USAGE_MISSING
 
     def _read_decoded(self, event: bytes) -> bytes | None:
-        """Decode a chunk that finishes something, or of several samples. Returns what to pass on, in the
-        caller's form.
-        """
+        """Decode any other chunk. Returns what to pass on, without its blank line, in the caller's form."""
         if self.finished:
             raise ProtocolViolation("chunk after [DONE]")
         if not event.startswith(_DATA):
@@ -192,8 +213,14 @@ class ChoicesMeter:
             if self._total is not None and not self._total.output and not self._finished_samples:
                 self.aborted = True  # aborted before its first token: then no chunk shows it
             return self.written(event) if self._wants_usage and not self.aborted else None
+        if self._samples == 1 and isinstance(usage, dict):
+            if self._output and event == self._previous:
+                raise ProtocolViolation("chunk sent twice")
+            self._previous = event
         for choice in choices:
             self._read_choice(choice, usage)
+        if self._samples == 1 and not self._finished_samples and not self._wants_continuous:
+            self._learn_opening(event)
         if self.aborted:  # aborted inside the engine: clients do not know this finish reason
             self.last_chunk = chunk
             return None
@@ -216,8 +243,11 @@ class ChoicesMeter:
         ):
             raise ProtocolViolation("choice without a valid index")
         reason = choice.get("finish_reason")
+        if reason is None and self._samples == 1 and self._finished_samples:
+            raise ProtocolViolation("chunk after the end")
         if reason is not None:
             self._finished_samples += 1
+            self._opening = _NOT_LEARNED  # no text may follow
             self.aborted = self.aborted or reason == "abort"
         if not isinstance(usage, dict):
             self._chunks += _says_something(choice)
@@ -228,11 +258,11 @@ class ChoicesMeter:
             self.anomaly = "usage_malformed"
             self._chunks += _says_something(choice)
             return
-        self._counts.saw(index, prompt, output)
-        self.anomaly = self.anomaly or self._counts.anomaly
         if self._samples > 1:
-            return
-        if self._counts.anomaly is not None:
+            self._counts.saw(index, prompt, output)
+            self.anomaly = self.anomaly or self._counts.anomaly
+        elif prompt < 0 or output < 0 or output > self._sample_max:
+            self.anomaly = "usage_above_max_tokens" if output > self._sample_max else "usage_negative"
             self._chunks += _says_something(choice)
         elif output < self._output:
             self.anomaly = "usage_backwards"
