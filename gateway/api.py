@@ -189,7 +189,8 @@ class InferenceApi:
 
     def settle_failed(self, exchange: Exchange, error: BaseException, client: Client) -> None:
         """Settle an admitted exchange that failed. One that was not admitted only releases what it holds of
-        budgets. Nothing happens if it is settled, or only waits for its final count.
+        budgets. Does nothing if the exchange is settled, or has ended and waits for its engine's final
+        count.
         """
         if exchange.is_over:
             return

@@ -10,8 +10,8 @@
 --   reserved | replayed: class, contract ('' = none), instance, epoch, why, contract's level before, after, its rate
 --   refused: scope, kind of the limit, its window in s, retry_after_ms (-1 = never)
 --   later: ms until the contract has capacity for it, how many requests are before it in the contract's queue
---   waiting: `pace_ms`: ms after which to call `grant`, as only the pace of prefills holds it up (0 = no need)
---   already_settled | no_contract | no_right | rebuilding
+--   waiting: ms after which to call `grant`, as only the limit on prefills a second holds slots back (0 = no need)
+--   already_settled | no_contract: it asked for `reserved` | no_right: to on-demand or flex | rebuilding: Redis lost data
 local cell, terms, fields, buckets, reservations, contracts, shares, flight, pace, slots, queue, grants, classes,
   places = ...
 -- The least `retry_after_ms` of a request that is refused because its queue is full.
@@ -80,13 +80,13 @@ local function not_admitted(ask, choice, held, contract, both, costs)
   end
 end
 
--- Queues a request that gets no slot now. Returns the refusal if its tenant's queue of this class is full, else nil.
--- `blocked`: requests of this class wait already, of any tenant.
+-- Queues a request that gets no slot now. Returns the refusal if its tenant's queue is full, else nil. `blocked`:
+-- requests of this class wait already, of any tenant.
 local function join_queue(ask, choice, contract, both, blocked)
   local class, tenant, spilled = choice.class, both.tenant, choice.why == 'spilled'
   if redis.call('ZCARD', cell.queue(class, ask.tenant)) >= ask.wait_max then
     if spilled then contracts.count(contract, 'refused') end
-    local between_us = tonumber(redis.call('HGET', cell.flight, 'gi') or 0)
+    local between_us = tonumber(redis.call('HGET', cell.flight, 'gi') or 0)  -- on average from grant to grant
     local after_ms = math.ceil(redis.call('ZCARD', cell.waiting_tenants(class)) * between_us / 1000)
     return answer(both, 'refused', 'cell', 'room', 0, math.max(RETRY_MS_MIN, after_ms))
   end
@@ -113,7 +113,7 @@ local function wait(ask, class, tenant, is_in)
 end
 
 -- The grant charged the cost with which the request was queued. This charges the difference, to the contract and with
--- the weight of that time: the contract may have ended, or the weight changed, since.
+-- the weight that it was queued with: the contract may have ended, or the weight changed, since.
 local function charge_granted(ask, choice, held, both)
   local granted = {
     class = choice.class, contract_key = held.contract_key, spilled = choice.why == 'spilled' and '1' or nil,
@@ -129,8 +129,8 @@ local function charge_new(ask, choice, contract, both, instance, before)
   local is_spilled = choice.why == 'spilled'
   local of_contract = (contract or ask.restored) and (class == 'r' or is_spilled)
   local contract_key = of_contract and cell.contract(ask.tenant) or nil
-  -- A restored request already runs. `buckets.admit` charges its use so far to limits over more than a minute, and
-  -- nothing else does: most of it would have drained by now.
+  -- A restored request already runs. Its use so far is charged to limits of more than a minute alone (`buckets.admit`):
+  -- of all other levels most of it would have drained by now.
   local change_mu = ask.restored and 0 or ask.cost_mu
   local virtual, unread_mu
   if of_contract and change_mu ~= 0 then contracts.charge(contract_key, class, is_spilled, change_mu, contract) end
@@ -166,9 +166,10 @@ local function open(ask, choice, place, charged, both, head, crash_event, contra
   if choice.class == 'f' then slots.may_be_preempted(id, place[1], ask.can_resume) end
 end
 
--- Finds the place of a new on-demand or flex request that has none yet: a candidate with a free slot, nil if there is
--- none or others wait. Returns the place, what `flight.read` returned, and whether requests of the class wait. Sets
--- `tenant.virtual`, the tenant's virtual counter. Any other request keeps the given place, and nothing is read.
+-- Chooses the place (instance and epoch) of an on-demand or flex request that is neither queued nor granted: the given
+-- one, else the first candidate with a free slot; while others of the class wait, only if none limits its slots. Returns
+-- it or nil, what `flight.read` returned, and whether others wait. Sets `tenant.virtual`, its virtual counter. For all
+-- other requests it returns the given place and reads nothing.
 local function find_slot(ask, class, held, tenant, place)
   if class == 'r' or held.state then return place, nil, false end
   local blocked = cell.anybody_waits() and redis.call('ZCARD', cell.waiting_tenants(class)) > 0
@@ -178,8 +179,7 @@ local function find_slot(ask, class, held, tenant, place)
   return place, before, blocked
 end
 
--- Takes a request out of its contract's queue if the contract has ended or no longer queues. Returns the
--- reservation; an empty one lets the request go on as a new one.
+-- Takes a request out of its contract's queue if that no longer queues. Returns the reservation, or {} for a new one.
 local function leave_lost_queue(id, held, contract)
   if held.state ~= 'waiting' or held.class ~= 'r' or contract and contract.overflow == 'queue' then return held end
   queue.drop(id)
