@@ -163,16 +163,6 @@ def _objects(value: Any) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _object_of(text: bytes, what: str) -> dict[str, Any]:
-    try:
-        decoded = orjson.loads(text)
-    except orjson.JSONDecodeError as exc:
-        raise ProtocolViolation(f"{what} is not JSON") from exc
-    if not isinstance(decoded, dict):
-        raise ProtocolViolation(f"{what} is not an object")
-    return decoded
-
-
 def _dumped(answer: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(answer)

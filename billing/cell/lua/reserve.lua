@@ -11,7 +11,7 @@
 --   refused: scope, kind of the limit, its window in s, retry_after_ms (-1 = never)
 --   later: ms until the contract has capacity for it, how many requests are before it in the contract's queue
 --   waiting: ms after which to call `grant`, as only the limit on prefills a second holds slots back (0 = no need)
---   already_settled | no_contract: it asked for `reserved` | no_right: to on-demand or flex | rebuilding: Redis lost data
+--   already_settled | no_contract: it asked for `reserved` | no_right: to on-demand or flex | rebuilding: after a loss
 local cell, terms, fields, buckets, reservations, contracts, shares, flight, pace, slots, queue, grants, classes,
   places = ...
 -- The least `retry_after_ms` of a request that is refused because its queue is full.
@@ -167,9 +167,9 @@ local function open(ask, choice, place, charged, both, head, crash_event, contra
 end
 
 -- Chooses the place (instance and epoch) of an on-demand or flex request that is neither queued nor granted: the given
--- one, else the first candidate with a free slot; while others of the class wait, only if none limits its slots. Returns
--- it or nil, what `flight.read` returned, and whether others wait. Sets `tenant.virtual`, its virtual counter. For all
--- other requests it returns the given place and reads nothing.
+-- one, else the first candidate with a free slot; while others of the class wait, only if none limits its slots.
+-- Returns it or nil, what `flight.read` returned, and whether others wait. Sets `tenant.virtual`, its virtual counter.
+-- For all other requests it returns the given place and reads nothing.
 local function find_slot(ask, class, held, tenant, place)
   if class == 'r' or held.state then return place, nil, false end
   local blocked = cell.anybody_waits() and redis.call('ZCARD', cell.waiting_tenants(class)) > 0
