@@ -321,7 +321,6 @@ ledger_posting = Table(
     Column("account", Text, nullable=False),
     Column("holder", Text, nullable=False),
     Column("amount_picousd", Numeric(38, 0), nullable=False),
-    CheckConstraint("account in ('receivable', 'revenue')", name="account"),
     CheckConstraint("amount_picousd <> 0", name="not_zero"),
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, Engine, MetaData, create_engine, select, text
+from sqlalchemy import CheckConstraint, Connection, Engine, MetaData, create_engine, select, text
 
 import billing.schema.accounts
 import billing.schema.batches
@@ -35,6 +35,26 @@ def test_the_migrated_schema_is_the_one_in_the_code(database_url: str) -> None:
     with engine.connect() as connection:
         assert _differences(connection) == []
     engine.dispose()
+
+
+def test_the_migrated_checks_are_those_in_the_code(database_url: str) -> None:
+    upgrade(database_url)
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        found = connection.execute(
+            text(
+                "select conrelid::regclass::text, conname from pg_constraint"
+                " where contype = 'c' and coninhcount = 0 and connamespace = 'public'::regnamespace"
+            )
+        ).all()
+    engine.dispose()
+    declared = {
+        (table.name, str(connection.dialect.identifier_preparer.format_constraint(check)))
+        for table in metadata.tables.values()
+        for check in table.constraints
+        if isinstance(check, CheckConstraint)
+    }
+    assert {(table, name) for table, name in found if table != "alembic_version"} == declared
 
 
 def test_processes_that_start_together_migrate_once(database_url: str) -> None:
