@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from gateway.request import AnswerForm, ParsedRequest, RouteSpec
 from gateway.stream.meter import ProtocolViolation
+from gateway.stream.meter_choices import decoded_chunk
 
 # For these fields 0 means the same as leaving them out.
 _PENALTIES_ON_OUTPUT: Final = ("frequency_penalty", "presence_penalty")
@@ -164,7 +165,12 @@ class DeliveredEvents:
 
     def _said(self, route: RouteSpec, event: bytes) -> str:
         pieces, plain = [], route.answer is AnswerForm.COMPLETION
-        for choice in orjson.loads(event[len(_DATA) :])["choices"]:
+        try:
+            chunk = decoded_chunk(event)
+        except ProtocolViolation:  # a text in mid-stream is passed on unread: this one is no UTF-8
+            self._more_than_text = True
+            return ""
+        for choice in chunk["choices"]:
             said = choice if plain else choice["delta"]
             if any(said.get(name) for name in ("reasoning", "reasoning_content", "tool_calls")):
                 self._more_than_text = True
@@ -266,7 +272,7 @@ class Splice:
             return None
         if b'"choices":[]' not in event:
             return self._without_repeated(event) if self.repeated else event
-        chunk = orjson.loads(event[len(_DATA) :])
+        chunk = decoded_chunk(event)
         usage = chunk.get("usage")
         if isinstance(usage, dict) and self._prompt is not None:
             usage["prompt_tokens"] = self._prompt
@@ -277,7 +283,7 @@ class Splice:
         return _DATA + orjson.dumps(chunk)
 
     def _without_repeated(self, event: bytes) -> bytes | None:
-        chunk = orjson.loads(event[len(_DATA) :])
+        chunk = decoded_chunk(event)
         choice = chunk["choices"][0]
         where, name = _place_of_text(choice)
         said = where.get(name) or ""

@@ -23,8 +23,8 @@ from gateway.stream.meter import (
     usage_anomaly,
 )
 
-# A text that is not empty, as JSON.
-_TEXT = rb'"(?!")[^"\\]*+(?:\\.[^"\\]*+)*+"'
+# A text that is not empty, as JSON. No byte of it can end an event.
+_TEXT = rb'"(?!")[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
 # A chunk in mid-stream after its opening, as vLLM writes it. Of its members that are null only those that the
 # vendors send, too, are in the first group. Figures of more digits are decoded, and refused.
 _MID_STREAM = re.compile(
@@ -34,7 +34,7 @@ _MID_STREAM = re.compile(
     rb'),(?:"logprobs":null,)?"finish_reason":null)'
     rb'(?:,"(?:stop_reason|prompt_token_ids|token_ids)":null)*+\}\]'
     rb'(?:,"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,9})'
-    rb"(?:,[^{}]*(?:\{[^{}]*\}[^{}]*)*)?\})?\}" % (_TEXT, _TEXT, _TEXT)
+    rb"(?:,[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+)?\})?\}" % (_TEXT, _TEXT, _TEXT)
 )
 _MID_STREAM_END = b"}]}\n\n"
 _CHUNK = b'data: {"'
@@ -42,8 +42,9 @@ _MODEL = b',"model":"'
 _CHOICES = b',"choices":['
 _TIER = b'"service_tier"'
 _NULL = b'":null'
-_NOT_LEARNED = b"\n"  # begins no event
 _DONE = b"data: [DONE]"
+# Members of a delta that carry output.
+_SAYS = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call")
 _DATA = b"data: "
 
 
@@ -86,7 +87,8 @@ class ChoicesMeter:
         self.told: dict[str, Any] | None = None
         self.model: str | None = None
         self.tier: bytes | None = None
-        self._opening = _NOT_LEARNED  # of this stream's chunks, up to their choices
+        # Of this stream's chunks, up to their choices. None: no chunk is read without decoding it.
+        self._opening: bytes | None = None
         self._opening_written = b""
         self.counts: list[int] | None = None
         self.last_chunk: dict[str, Any] | None = None
@@ -146,7 +148,7 @@ class ChoicesMeter:
         """Read a chunk in mid-stream of a single sample: the event to pass on, with its blank line. None: it
         is to be decoded, and nothing was read.
         """
-        if not event.startswith(self._opening):
+        if self._opening is None or not event.startswith(self._opening):
             return None
         found = _MID_STREAM.fullmatch(event, len(self._opening))
         if found is None:
@@ -190,7 +192,7 @@ class ChoicesMeter:
         # that this is the end.
         if self._finished_samples < self._samples and self._total is None:
             raise ProtocolViolation("[DONE] without a finish reason")
-        self.finished = True
+        self.finished, self._opening = True, None
         if self._total is None and self.anomaly is None:
             self.anomaly = USAGE_MISSING
 
@@ -201,7 +203,7 @@ class ChoicesMeter:
         if not event.startswith(_DATA):
             raise ProtocolViolation("not a data event")
         chunk = decoded_chunk(event)
-        if "error" in chunk:
+        if chunk.get("error") is not None:
             self.failed, self.failure = True, event[len(_DATA) :]
             return None
         choices = chunk.get("choices")
@@ -214,7 +216,7 @@ class ChoicesMeter:
                 self.aborted = True  # aborted before its first token: then no chunk shows it
             return self.written(event) if self._wants_usage and not self.aborted else None
         if self._samples == 1 and isinstance(usage, dict):
-            if self._output and event == self._previous:
+            if event == self._previous and 0 < self._output == usage.get("completion_tokens"):
                 raise ProtocolViolation("chunk sent twice")
             self._previous = event
         for choice in choices:
@@ -243,11 +245,11 @@ class ChoicesMeter:
         ):
             raise ProtocolViolation("choice without a valid index")
         reason = choice.get("finish_reason")
-        if reason is None and self._samples == 1 and self._finished_samples:
+        if self._samples == 1 and self._finished_samples and "finish_reason" in choice and reason is None:
             raise ProtocolViolation("chunk after the end")
         if reason is not None:
             self._finished_samples += 1
-            self._opening = _NOT_LEARNED  # no text may follow
+            self._opening = None  # no text may follow
             self.aborted = self.aborted or reason == "abort"
         if not isinstance(usage, dict):
             self._chunks += _says_something(choice)
@@ -307,8 +309,8 @@ def decoded_chunk(event: bytes) -> dict[str, Any]:
 
 
 def _says_something(choice: dict[str, Any]) -> bool:
-    """Whether a chunk carries output: text, reasoning or a tool call."""
+    """Whether a chunk carries output."""
     delta = choice.get("delta")
     if not isinstance(delta, dict):
         return bool(choice.get("text"))
-    return any(delta.get(name) for name in ("content", "reasoning", "reasoning_content", "tool_calls"))
+    return any(delta.get(name) for name in _SAYS)

@@ -138,6 +138,9 @@ class _Choices(ChoicesMeter):
             return event
         return self._written_decoded(decoded_chunk(event), None)
 
+    def _learn_opening(self, event: bytes) -> None:
+        """It has the provider's id, and may have more that is inside."""
+
     def _read_choice(self, choice: Any, usage: Any) -> None:
         super()._read_choice(choice, None)
         if isinstance(usage, dict) and self._finished_samples == self._samples:

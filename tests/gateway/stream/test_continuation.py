@@ -181,6 +181,15 @@ def test_a_text_is_continued_from_the_end_of_a_token(
     assert count < len(tokens) or not rest
 
 
+def test_a_text_that_is_no_utf_8_is_not_continued() -> None:
+    delivered = DeliveredEvents()
+    delivered.add(event("x").replace(b'"x"', b'"\xff"'))
+    delivered.counts.append(1)
+    delivered.fold(asked())
+    with pytest.raises(ValueError, match="more than text"):
+        delivered.carried(asked())
+
+
 def test_a_text_is_not_continued_after_a_blank() -> None:
     made = passed(["Bran", ".", "\n", "\n", "One"], 3)
     assert made.carried(asked(stop="xxxx")) == ("Bran.", 2, "\n\n")

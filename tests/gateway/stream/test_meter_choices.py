@@ -79,6 +79,11 @@ def meter(
     return ChoicesMeter(samples, prompts, most, usage, continuous)
 
 
+def feed_event_by_event(reader: ChoicesMeter, raw: bytes) -> None:
+    for event in raw.replace(b"}\n\n", b"}\n\n|").split(b"|"):
+        reader.feed(event)
+
+
 def events(passed: bytes) -> list[dict[str, object]]:
     return [json.loads(event[6:]) for event in passed.split(b"\n\n") if event and event != b"data: [DONE]"]
 
@@ -188,6 +193,15 @@ def test_an_engine_without_usage_on_chunks_is_counted_until_its_total() -> None:
         (chunk(1) + chunk(2) + chunk(2), "sent twice"),
         (chunk(1) + DONE, "without a finish reason"),
         (stream(2) + DONE, "twice"),
+        (chunk(1) + chunk(2, finish="stop") + total(2) + DONE + chunk(3), "after"),
+        (chunk(1) + total(1) + DONE + chunk(2), "after"),
+        (chunk(1) + chunk(2).replace(b'"x"', b'"x\n\ny"'), "not JSON"),
+        (chunk(1) + chunk(2).replace(b'"x"', b'"\\x"'), "not JSON"),
+        (
+            chunk(1, finish="stop") + b'\n{"index":0,"text":"free","finish_reason":null}]}\n\n',
+            "not a data event",
+        ),
+        (b'\n{"index":0,"text":"free","finish_reason":null}]}\n\n', "not a data event"),
         (stream(2) + chunk(3), "after"),
         (chunk(1, index=5, finish="stop"), "valid index"),
         (b"data: " + b"x" * (1 << 21), "longer than"),
@@ -196,6 +210,8 @@ def test_an_engine_without_usage_on_chunks_is_counted_until_its_total() -> None:
 def test_fault_29_garbage_is_a_violation(bytes_: bytes, rule: str) -> None:
     with pytest.raises(ProtocolViolation, match=rule):
         meter().feed(bytes_)
+    with pytest.raises(ProtocolViolation, match=rule):
+        feed_event_by_event(meter(), bytes_)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,15 @@ def test_a_message_with_a_wrong_figure_is_flagged(figures: Any) -> None:
     assert not meter.exact
 
 
+def test_each_chunk_has_our_id_and_nothing_of_the_providers_machines() -> None:
+    inside = '"id":"theirs-%d","system_fingerprint":"theirs","provider":"theirs","created":1,"model":"theirs"'
+    said = '"choices":[{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":null}]'
+    meter = meter_of(Route.CHAT)
+    passed = b"".join(meter.feed(f"data: {{{inside % at},{said}}}\n\n".encode()) for at in (1, 1, 2))
+    assert b"theirs" not in passed
+    assert len({each["id"] for each in datas(passed)}) == 1
+
+
 def test_until_its_end_a_message_is_counted_with_the_whole_prompt() -> None:
     meter = meter_of(Route.MESSAGES)
     meter.feed(event("message_start", message={"id": "m", "usage": START}))
