@@ -306,9 +306,9 @@ class Forwarder:
             if meter.finished:
                 last = passed
             elif passed and exchange.stop_ending is None:
-                client.send(passed)
+                is_behind = client.send(passed)
                 exchange.mark_delivered()
-                if client.connection.write_paused:
+                if is_behind:
                     connection.pause()
                     client.connection.on_drained(connection.resume)
             return meter.finished or meter.failed

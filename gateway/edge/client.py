@@ -1,5 +1,5 @@
 """The caller's side of a request: writes what is passed on, in the caller's dialect. Knows headers, no
-tokens. Nothing here waits: what the caller does not take in time is buffered, and `write_paused` says so.
+tokens. Nothing here waits: what the caller does not take in time is buffered, and `write` says so.
 
 The head is sent with the first piece, so that a failure before it can become a proper error response. A
 heartbeat sends the head earlier.
@@ -51,17 +51,15 @@ def id_headers(dialect: Dialect, request_id: str) -> Headers:
 class ClientConnection(Protocol):
     """What the gateway may do with the caller's connection (`scope["extensions"]["taas.connection"]`)."""
 
-    @property
-    def write_paused(self) -> bool:
-        """Whether the caller takes less than is written."""
-
     def begin(self, status: int, headers: Headers) -> None:
         """Begin the response. Its head is sent with the first piece. What is written after the client has
         disconnected is dropped.
         """
 
-    def write(self, piece: bytes, *, more: bool) -> None:
-        """Write a piece of the body; without `more` it is the last one."""
+    def write(self, piece: bytes, *, more: bool) -> bool:
+        """Write a piece of the body; without `more` it is the last one. Returns whether the caller takes less
+        than is written.
+        """
 
     def on_drained(self, callback: Callable[[], None]) -> None:
         """Call back once when the client has read what was written, or has disconnected."""
@@ -128,9 +126,9 @@ class Client:
         """
         write = self._write
 
-        def both(piece: bytes, *, more: bool) -> None:
+        def both(piece: bytes, *, more: bool) -> bool:
             take(piece, more)
-            write(piece, more=more)
+            return write(piece, more=more)
 
         self._write = both
 
@@ -145,13 +143,15 @@ class Client:
         self._start(status, headers)
         self._write(answer, more=False)
 
-    def send(self, piece: bytes) -> None:
-        """Send a piece of a stream. The first piece sends the head, too."""
+    def send(self, piece: bytes) -> bool:
+        """Send a piece of a stream. The first piece sends the head, too. Returns whether the caller takes
+        less than is sent.
+        """
         if not self.started:
             self._start(200, _STREAM_HEADERS)
         self._last = piece
         self.rounds_silent = 0
-        self._write(piece, more=True)
+        return self._write(piece, more=True)
 
     def end(self, piece: bytes) -> None:
         """The last piece of a stream."""

@@ -130,11 +130,6 @@ class RequestCycle:
         self._wire.resume_reading()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    @property
-    def write_paused(self) -> bool:
-        """Whether the caller takes less than is written."""
-        return self._wire.write_paused
-
     def on_drained(self, callback: Callable[[], None]) -> None:
         """Call back once when the client has read what was written, or has disconnected."""
         self._wire.on_drained(callback)
@@ -149,13 +144,40 @@ class RequestCycle:
             raise RuntimeError("the response has begun already")
         self._start(status, headers)
 
-    def write(self, piece: bytes, *, more: bool) -> None:
-        """Write a piece of the body; without `more` it is the last one."""
+    def write(self, piece: bytes, *, more: bool) -> bool:
+        """Write a piece of the body; without `more` it is the last one. Returns whether the client takes less
+        than is written.
+        """
         if self.disconnected or self._wire.closing:
-            return
+            return False
         if not self.started or self.complete:
             raise RuntimeError(f"a piece {'after' if self.complete else 'before'} the response")
-        self._write_body(piece, more)
+        if self._is_head:
+            piece = b""
+        head, self._head = self._head, b""  # with the first piece: one system call less
+        if self._chunked:
+            if piece:
+                end = b"" if more else b"0\r\n\r\n"
+                self._wire.transport.write(b"%b%x\r\n%b\r\n%b" % (head, len(piece), piece, end))
+            elif head or not more:
+                self._wire.transport.write(head if more else head + b"0\r\n\r\n")
+        else:
+            if self._bytes_left is not None:
+                self._bytes_left -= len(piece)
+                if self._bytes_left < 0 or (self._bytes_left and not more):
+                    raise RuntimeError("the response is not as long as its content-length")
+            if head or piece:
+                self._wire.transport.write(head + piece)
+        if not more:
+            self.complete = True
+            self._pieces.clear()  # a body that nobody asked for
+            self._on_disconnect = None
+            if self._waiters:
+                self._wake()
+            if not self.keep_alive:
+                self._wire.close(linger=self.more_body)
+            self._on_end()
+        return self._wire.write_paused
 
     # What the connection tells
 
@@ -269,33 +291,6 @@ class RequestCycle:
         self._bytes_left = 0 if bodiless else length
         self.started = True
         self._head = head
-
-    def _write_body(self, body: bytes, more_body: bool) -> None:
-        if self._is_head:
-            body = b""
-        head, self._head = self._head, b""  # with the first piece: one system call less
-        if self._chunked:
-            if body:
-                end = b"" if more_body else b"0\r\n\r\n"
-                self._wire.transport.write(b"%b%x\r\n%b\r\n%b" % (head, len(body), body, end))
-            elif head or not more_body:
-                self._wire.transport.write(head if more_body else head + b"0\r\n\r\n")
-        else:
-            if self._bytes_left is not None:
-                self._bytes_left -= len(body)
-                if self._bytes_left < 0 or (self._bytes_left and not more_body):
-                    raise RuntimeError("the response is not as long as its content-length")
-            if head or body:
-                self._wire.transport.write(head + body)
-        if not more_body:
-            self.complete = True
-            self._pieces.clear()  # a body that nobody asked for
-            self._on_disconnect = None
-            if self._waiters:
-                self._wake()
-            if not self.keep_alive:
-                self._wire.close(linger=self.more_body)
-            self._on_end()
 
     def _answer_bug(self, scope: Scope) -> None:
         if self.complete:

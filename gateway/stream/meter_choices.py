@@ -1,11 +1,10 @@
 """The meter of chat and completions streams. Usage is cumulative on each chunk, per sample; the last chunk
 has the total.
 
-Most chunks are one piece of text in mid-stream, of a single sample, and differ in that text and the figures
-alone: one regular expression reads those, and their text is passed on as it is. Every other chunk is decoded.
+Most chunks are one piece of text in mid-stream of a single sample, which `mid_stream` reads. Every other
+chunk is decoded.
 """
 
-import re
 from typing import Any
 
 import orjson
@@ -22,26 +21,8 @@ from gateway.stream.meter import (
     token_count,
     usage_anomaly,
 )
+from gateway.stream.mid_stream import MidStream
 
-# A text that is not empty, as JSON. No byte of it can end an event.
-_TEXT = rb'"(?!")[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
-# A chunk in mid-stream after its opening, as vLLM writes it. Of its members that are null only those that the
-# vendors send, too, are in the first group. Figures of more digits are decoded, and refused.
-_MID_STREAM = re.compile(
-    rb'(\{"index":0,(?:"text":%b'
-    rb'|"delta":\{(?:"(?:content|reasoning|reasoning_content)":%b'
-    rb'|"tool_calls":\[\{"index":\d+,"function":\{"arguments":%b\}\}\])\}'
-    rb'),(?:"logprobs":null,)?"finish_reason":null)'
-    rb'(?:,"(?:stop_reason|prompt_token_ids|token_ids)":null)*+\}\]'
-    rb'(?:,"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,9})'
-    rb"(?:,[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+)?\})?\}" % (_TEXT, _TEXT, _TEXT)
-)
-_MID_STREAM_END = b"}]}\n\n"
-_CHUNK = b'data: {"'
-_MODEL = b',"model":"'
-_CHOICES = b',"choices":['
-_TIER = b'"service_tier"'
-_NULL = b'":null'
 _DONE = b"data: [DONE]"
 # Members of a delta that carry output.
 _SAYS = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls", "function_call")
@@ -55,7 +36,7 @@ class ChoicesMeter:
     """
 
     __slots__ = (
-        "_chunks", "_counts", "_finished_samples", "_opening", "_opening_written", "_output", "_output_max",
+        "_chunks", "_counts", "_finished_samples", "_mid_stream", "_output", "_output_max",
         "_previous", "_prompt", "_sample_max", "_samples", "_splitter", "_total", "_wants_continuous",
         "_wants_usage", "aborted", "anomaly", "counts", "exact", "failed", "failure", "finished",
         "last_chunk", "model", "tier", "told",
@@ -87,16 +68,18 @@ class ChoicesMeter:
         self.told: dict[str, Any] | None = None
         self.model: str | None = None
         self.tier: bytes | None = None
-        # Of this stream's chunks, up to their choices. None: no chunk is read without decoding it.
-        self._opening: bytes | None = None
-        self._opening_written = b""
+        self._mid_stream = MidStream()
         self.counts: list[int] | None = None
         self.last_chunk: dict[str, Any] | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        if not self._splitter.rest and chunk.endswith(b"\n\n"):
-            passed_on = self._read_mid_stream(chunk[:-2])
-            if passed_on is not None:
+        if not self._splitter.rest:
+            output = self._output + 1
+            passed_on = self._mid_stream.next_token(chunk, self._prompt, output)
+            if passed_on is not None and output <= self._sample_max:
+                self._output, self._chunks, self._previous = output, 0, chunk[:-2]
+                if self.counts is not None:
+                    self.counts.append(output)
                 return passed_on
         passed = []
         for event in self._splitter.split(chunk):
@@ -148,42 +131,23 @@ class ChoicesMeter:
         """Read a chunk in mid-stream of a single sample: the event to pass on, with its blank line. None: it
         is to be decoded, and nothing was read.
         """
-        if self._opening is None or not event.startswith(self._opening):
+        piece = self._mid_stream.read(event)
+        if piece is None:
             return None
-        found = _MID_STREAM.fullmatch(event, len(self._opening))
-        if found is None:
-            return None
-        said, prompt, figure = found.groups()
-        if figure is None:  # the engine reports no usage on chunks: they are counted until its total comes
+        if piece.output is None:  # then chunks are counted until the engine's total comes
             self._chunks += 1
-        else:
-            output = int(figure)
-            if not self._output < output <= self._sample_max:
-                return None
-            self._prompt, self._output, self._chunks = int(prompt), output, 0
+        elif self._output < piece.output <= self._sample_max:
+            self._prompt, self._output, self._chunks = piece.prompt, piece.output, 0
             self._previous = event
+        else:
+            return None
         if self.counts is not None:
             self.counts.append(self._output + self._chunks)
-        return b"%b%b%b" % (self._opening_written, said, _MID_STREAM_END)
+        return piece.passed_on
 
-    def _learn_opening(self, event: bytes) -> None:
-        """Learn the bytes before the choices, if the model is the last member there: nothing in them was
-        generated.
-        """
-        model_at, choices_at = event.find(_MODEL), event.find(_CHOICES)
-        one_member = 0 <= model_at < choices_at and event.count(b'":', model_at, choices_at) == 1
-        opening = event[: choices_at + len(_CHOICES)]
-        if not one_member or not event.startswith(_CHUNK) or _TIER in opening or _NULL in opening:
-            return
-        model = event[model_at:choices_at] if self.model is None else b',"model":' + orjson.dumps(self.model)
-        tier = b"" if self.tier is None else b'"service_tier":"%b",' % self.tier
-        self._opening = opening
-        self._opening_written = b"data: {%b%b%b%b" % (
-            tier,
-            event[len(_CHUNK) - 1 : model_at],
-            model,
-            _CHOICES,
-        )
+    def _learn(self, event: bytes) -> None:
+        """More chunks like this one may follow."""
+        self._mid_stream.learn(event, self.model, self.tier)
 
     def _read_done(self) -> None:
         if self.finished:
@@ -192,7 +156,8 @@ class ChoicesMeter:
         # that this is the end.
         if self._finished_samples < self._samples and self._total is None:
             raise ProtocolViolation("[DONE] without a finish reason")
-        self.finished, self._opening = True, None
+        self.finished = True
+        self._mid_stream.forget()
         if self._total is None and self.anomaly is None:
             self.anomaly = USAGE_MISSING
 
@@ -222,7 +187,7 @@ class ChoicesMeter:
         for choice in choices:
             self._read_choice(choice, usage)
         if self._samples == 1 and not self._finished_samples and not self._wants_continuous:
-            self._learn_opening(event)
+            self._learn(event)
         if self.aborted:  # aborted inside the engine: clients do not know this finish reason
             self.last_chunk = chunk
             return None
@@ -249,7 +214,7 @@ class ChoicesMeter:
             raise ProtocolViolation("chunk after the end")
         if reason is not None:
             self._finished_samples += 1
-            self._opening = None  # no text may follow
+            self._mid_stream.forget()
             self.aborted = self.aborted or reason == "abort"
         if not isinstance(usage, dict):
             self._chunks += _says_something(choice)

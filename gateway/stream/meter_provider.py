@@ -138,8 +138,8 @@ class _Choices(ChoicesMeter):
             return event
         return self._written_decoded(decoded_chunk(event), None)
 
-    def _learn_opening(self, event: bytes) -> None:
-        """It has the provider's id, and may have more that is inside."""
+    def _learn(self, event: bytes) -> None:
+        """Each has the provider's id, and may have more that is inside."""
 
     def _read_choice(self, choice: Any, usage: Any) -> None:
         super()._read_choice(choice, None)

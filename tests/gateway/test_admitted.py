@@ -36,8 +36,6 @@ class BrokenOnceAdmitted(Clock):
 class Connection:
     """A caller's connection on which the whole request is here; keeps the status of the answer."""
 
-    write_paused = False
-
     def __init__(self, body: bytes) -> None:
         self._body = body
         self.status = 0
@@ -45,8 +43,8 @@ class Connection:
     def begin(self, status: int, headers: Any) -> None:
         self.status = status
 
-    def write(self, piece: bytes, *, more: bool) -> None:
-        """Nobody reads it."""
+    def write(self, piece: bytes, *, more: bool) -> bool:
+        return False
 
     def on_disconnect(self, callback: Any) -> None:
         """It stays."""
