@@ -124,6 +124,32 @@ def test_any_cut_of_the_bytes_gives_the_same_answer(cuts: list[int], tokens: int
     assert reader.produced() == Produced(31, 16, tokens, 31)
 
 
+@given(
+    st.lists(st.tuples(st.text(max_size=5) | st.just("%d"), st.integers(0, 2)), max_size=12), st.booleans()
+)
+def test_a_chunk_alone_is_read_as_among_others(said: list[tuple[str, int]], named: bool) -> None:
+    tokens, raw = 0, [chunk(0, "")]
+    for text, more in said:
+        tokens += more
+        raw.append(chunk(tokens, text))
+    readers = [meter() for _ in range(2)]
+    for reader in readers:
+        reader.counts, reader.model = [], "100%d" if named else None
+    alone, among = readers
+    try:
+        passed = among.feed(b"".join(raw))
+    except ProtocolViolation:  # two alike are one that was sent twice
+        with pytest.raises(ProtocolViolation):
+            feed_event_by_event(alone, b"".join(raw))
+        return
+    assert b"".join(map(alone.feed, raw)) == passed
+    assert (alone.produced(), alone.counts, alone.anomaly) == (among.produced(), among.counts, among.anomaly)
+    assert [event["choices"][0]["delta"]["content"] for event in events(passed)] == [  # type: ignore[index]
+        "",
+        *(text for text, _ in said),
+    ]
+
+
 def test_a_stream_cut_in_the_middle_shows_what_the_engine_had_counted() -> None:
     reader = meter()
     reader.feed(chunk(0, "") + chunk(1) + chunk(2, "y"))
