@@ -71,6 +71,7 @@ class RequestCycle:
         self.started = False
         self.complete = False
         self._chunked = False
+        self._head = b""
         # The bytes still to be sent of a response with a length. None: the end of the connection is the end
         # of the body.
         self._bytes_left: int | None = 0
