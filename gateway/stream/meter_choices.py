@@ -237,7 +237,8 @@ class ChoicesMeter:
             self._prompt, self._output, self._chunks = prompt, output, 0
 
     def _read_total(self, usage: Any) -> None:
-        """Read the final usage, which the bill uses."""
+        """Read the final usage, which the bill uses. No text may follow it."""
+        self._mid_stream.forget()
         if not isinstance(usage, dict):
             return
         try:

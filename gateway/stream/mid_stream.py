@@ -28,8 +28,8 @@ _END = b"}]}\n\n"
 _CHUNK = b'data: {"'
 _MODEL = b',"model":"'
 _CHOICES = b',"choices":['
-_TIER = b'"service_tier"'
-_NULL = b'":null'
+# No caller gets these as the engine writes them.
+_NOT_PASSED_ON = (b'"service_tier"', b'"usage"', b'":null')
 
 
 class Piece(NamedTuple):
@@ -45,7 +45,9 @@ class Piece(NamedTuple):
 class MidStream:
     """What is known of the chunks of one stream. Before `learn` it reads none."""
 
-    __slots__ = ("_head", "_head_written", "_opening", "_opening_written", "_tail", "_tail_written")
+    __slots__ = (
+        "_head", "_head_written", "_opening", "_opening_written", "_prompt", "_tail", "_tail_written",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.forget()
@@ -55,6 +57,7 @@ class MidStream:
         self._opening: bytes | None = None
         self._tail: bytes | None = None
         self._head = self._opening_written = self._head_written = self._tail_written = b""
+        self._prompt = 0
 
     def learn(self, event: bytes, model: str | None, tier: bytes | None) -> None:
         """Learn the bytes before the choices, if the model is the last member there: nothing in them was
@@ -63,7 +66,7 @@ class MidStream:
         model_at, choices_at = event.find(_MODEL), event.find(_CHOICES)
         one_member = 0 <= model_at < choices_at and event.count(b'":', model_at, choices_at) == 1
         opening = event[: choices_at + len(_CHOICES)]
-        if not one_member or not event.startswith(_CHUNK) or _TIER in opening or _NULL in opening:
+        if not one_member or not event.startswith(_CHUNK) or any(name in opening for name in _NOT_PASSED_ON):
             return
         self._opening, self._tail = opening, None
         self._opening_written = b"data: {%b%b%b%b" % (
@@ -77,7 +80,7 @@ class MidStream:
         """What to pass on of an event, with its blank line, that is like the last one but for its text and
         these figures. None if it is not.
         """
-        if self._tail is None:
+        if self._tail is None or prompt != self._prompt:
             return None
         tail = self._tail % (prompt + output, output)
         start, end = len(self._head), len(event) - len(tail)
@@ -95,12 +98,14 @@ class MidStream:
         passed_on = b"%b%b%b" % (self._opening_written, found["kept"], _END)
         if found["output"] is None:
             return Piece(passed_on, 0, None)
-        if self._tail is None or not event.startswith(self._head):
-            self._learn_tail(event, found)
-        return Piece(passed_on, int(found["prompt"]), int(found["output"]))
+        prompt, output = int(found["prompt"]), int(found["output"])
+        if self._tail is None or prompt != self._prompt or not event.startswith(self._head):
+            self._learn_tail(event, found, prompt, output)
+        return Piece(passed_on, prompt, output)
 
-    def _learn_tail(self, event: bytes, found: "re.Match[bytes]") -> None:
-        if int(found["total"]) != int(found["prompt"]) + int(found["output"]):
+    def _learn_tail(self, event: bytes, found: "re.Match[bytes]", prompt: int, output: int) -> None:
+        self._tail, self._prompt = None, prompt
+        if int(found["total"]) != prompt + output:
             return
         text_at, text_end = found.span("text")
         self._head = event[:text_at]

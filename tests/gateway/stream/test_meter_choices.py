@@ -150,6 +150,24 @@ def test_a_chunk_alone_is_read_as_among_others(said: list[tuple[str, int]], name
     ]
 
 
+def test_a_chunk_whose_figures_contradict_each_other_is_not_taken_for_the_next_one() -> None:
+    reader = meter()
+    for piece in (chunk(1), chunk(2), chunk(3, prompt=33)):
+        reader.feed(piece)
+    reader.feed(chunk(4, "y").replace(b'"total_tokens":35', b'"total_tokens":37'))
+    assert reader.produced() == Produced(31, 0, 4, 31)
+
+
+def test_usage_before_the_text_is_taken_out_too() -> None:
+    reader = meter()
+    opening = (
+        b'data: {"id":"c","usage":{"prompt_tokens":5,"total_tokens":6,"completion_tokens":1},"model":"m",'
+    )
+    for text in (b"a", b"b", b"c"):
+        said = b'"choices":[{"index":0,"text":"%b","logprobs":null,"finish_reason":null}]}\n\n' % text
+        assert b"usage" not in reader.feed(opening + said)
+
+
 def test_a_stream_cut_in_the_middle_shows_what_the_engine_had_counted() -> None:
     reader = meter()
     reader.feed(chunk(0, "") + chunk(1) + chunk(2, "y"))
