@@ -138,7 +138,7 @@ def test_a_wrong_password_is_said(start_gateway: StartGateway, own_valkey: Valke
     with redis.Redis(port=own_valkey.port, decode_responses=True) as client:
         Catalogue(client).model()
         client.config_set("requirepass", "right")
-    url = own_valkey.url.replace("127", ":wrong-canary@127")
+    url = own_valkey.url.replace("//", "//:wrong-canary@")
     gateway = start_gateway(url, ready=False, TAAS_START_WAIT_S="0.1")
     wait_until(lambda: codes(gateway) == (["redis_refused"], []), "the reason")
     wait_until(lambda: "not ready" in logged(gateway), "the log to say so")
