@@ -280,7 +280,7 @@ class Exchange:
             return b""
         event = self.resumable.delivered.close(self.parsed, meter.last_chunk, meter.output_tokens())
         if event:
-            event = meter.written(event.removesuffix(b"\n\n")) + b"\n\n"
+            event = meter.written(event.removesuffix(b"\n\n"))
         return event if self.continued is None else self.continued.splice.rewrite(event)
 
     def prompt_read(self) -> Produced | None:

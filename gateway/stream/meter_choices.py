@@ -84,18 +84,12 @@ class ChoicesMeter:
         passed = []
         for event in self._splitter.split(chunk):
             passed_on = self._read_mid_stream(event)
+            if passed_on is None:
+                if event.startswith(b":") or not event:
+                    continue
+                passed_on = self._read_done(event) if event == _DONE else self._read_decoded(event)
             if passed_on is not None:
                 passed.append(passed_on)
-                continue
-            if event.startswith(b":") or not event:
-                continue
-            if event == _DONE:
-                self._read_done()
-                kept: bytes | None = event
-            else:
-                kept = self._read_decoded(event)
-            if kept is not None:
-                passed.append(kept + b"\n\n")
                 if self.counts is not None:
                     self.counts.append(self.output_tokens())
             if self.failed:
@@ -103,7 +97,7 @@ class ChoicesMeter:
         return b"".join(passed)
 
     def written(self, event: bytes) -> bytes:
-        """A chunk, without its blank line, in the form in which the caller gets it."""
+        """A chunk, which comes without its blank line, in the form in which the caller gets it."""
         return self._written_decoded(decoded_chunk(event), event)
 
     def produced(self) -> Produced:
@@ -141,15 +135,13 @@ class ChoicesMeter:
             self._previous = event
         else:
             return None
-        if self.counts is not None:
-            self.counts.append(self._output + self._chunks)
         return piece.passed_on
 
     def _learn(self, event: bytes) -> None:
         """More chunks like this one may follow."""
         self._mid_stream.learn(event, self.model, self.tier)
 
-    def _read_done(self) -> None:
+    def _read_done(self, event: bytes) -> bytes:
         if self.finished:
             raise ProtocolViolation("[DONE] sent twice")
         # A minimal backend may leave finish reasons out. Without these and without final usage nothing shows
@@ -160,9 +152,10 @@ class ChoicesMeter:
         self._mid_stream.forget()
         if self._total is None and self.anomaly is None:
             self.anomaly = USAGE_MISSING
+        return event + b"\n\n"
 
     def _read_decoded(self, event: bytes) -> bytes | None:
-        """Decode any other chunk. Returns what to pass on, without its blank line, in the caller's form."""
+        """Decode any other chunk. Returns what to pass on, with its blank line, in the caller's form."""
         if self.finished:
             raise ProtocolViolation("chunk after [DONE]")
         if not event.startswith(_DATA):
@@ -179,7 +172,7 @@ class ChoicesMeter:
             self._read_total(usage)
             if self._total is not None and not self._total.output and not self._finished_samples:
                 self.aborted = True  # aborted before its first token: then no chunk shows it
-            return self.written(event) if self._wants_usage and not self.aborted else None
+            return self._written_decoded(chunk, event) if self._wants_usage and not self.aborted else None
         if self._samples == 1 and isinstance(usage, dict):
             if event == self._previous and 0 < self._output == usage.get("completion_tokens"):
                 raise ProtocolViolation("chunk sent twice")
@@ -197,10 +190,12 @@ class ChoicesMeter:
         return self._written_decoded(chunk, None)
 
     def _written_decoded(self, chunk: dict[str, Any], event: bytes | None) -> bytes:
-        """A chunk in the caller's form; `event` is its bytes, if they have the same content."""
+        """A chunk in the caller's form, with its blank line; `event` is its bytes, if they have the same
+        content.
+        """
         if event is not None and self.model is None and self.tier is None:
-            return event
-        return _DATA + choices_written(chunk, self.model, self.tier)
+            return event + b"\n\n"
+        return _DATA + choices_written(chunk, self.model, self.tier) + b"\n\n"
 
     def _read_choice(self, choice: Any, usage: Any) -> None:
         if (

@@ -14,9 +14,8 @@ from typing import Any, Final
 import orjson
 
 from gateway.request import AnswerForm, ParsedRequest
-from gateway.stream.answer_form import choices_written
 from gateway.stream.meter import Meter, optional_count
-from gateway.stream.meter_choices import ChoicesMeter, decoded_chunk
+from gateway.stream.meter_choices import ChoicesMeter
 from gateway.stream.meter_plain import PlainMeter
 from gateway.stream.meter_typed import MessagesMeter, ResponsesMeter
 
@@ -26,7 +25,6 @@ _ID_PREFIXES: Final = {
     AnswerForm.RESPONSE: "resp_",
     AnswerForm.MESSAGE: "msg_",
 }
-_DATA: Final = b"data: "
 # Members that tell a provider's own affairs.
 _INSIDE: Final = ("system_fingerprint", "obfuscation", "provider", "x_groq")
 # Of a usage object that is kept, and of each object in it. A provider's has about a dozen.
@@ -133,11 +131,6 @@ class _Choices(ChoicesMeter):
         self._id = new_id(form)
         self._usage: dict[str, Any] | None = None
 
-    def written(self, event: bytes) -> bytes:
-        if not event.startswith(_DATA):
-            return event
-        return self._written_decoded(decoded_chunk(event), None)
-
     def _learn(self, event: bytes) -> None:
         """Each has the provider's id, and may have more that is inside."""
 
@@ -155,7 +148,7 @@ class _Choices(ChoicesMeter):
         if self._usage is not None and self._wants_usage:
             chunk["usage"] = self._usage
         self._usage = None
-        return _DATA + choices_written(_own(chunk, self._id), self.model, self.tier)
+        return super()._written_decoded(_own(chunk, self._id), None)
 
 
 class _Messages(MessagesMeter):

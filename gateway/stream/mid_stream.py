@@ -63,6 +63,8 @@ class MidStream:
         """Learn the bytes before the choices, if the model is the last member there: nothing in them was
         generated. `model`, `tier`: what the caller gets in their place.
         """
+        if self._opening is not None and event.startswith(self._opening):
+            return
         model_at, choices_at = event.find(_MODEL), event.find(_CHOICES)
         one_member = 0 <= model_at < choices_at and event.count(b'":', model_at, choices_at) == 1
         opening = event[: choices_at + len(_CHOICES)]
