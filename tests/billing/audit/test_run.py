@@ -400,6 +400,7 @@ def test_requests_without_a_final_count_are_found_by_their_index(database: Engin
     query = select(usage_event).where(NOT_FINAL)
     statement = query.compile(dialect=database.dialect, compile_kwargs={"literal_binds": True})
     with database.begin() as connection:
+        connection.execute(text("analyze usage_event"))
         connection.execute(text("set local enable_seqscan = off"))
         plan = connection.exec_driver_sql(f"explain {statement}").scalars()
         assert "ix_usage_event_not_final" in "".join(plan)

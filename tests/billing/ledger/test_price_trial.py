@@ -26,7 +26,9 @@ def test_prices_are_tried_on_the_newest_requests_of_some_weeks(database: Engine)
         made += [event(f"m2_{n}", model="m2", tenant="ten_c", started_ms=now_ms - 2_000) for n in range(50)]
         record_events(connection, [ReceivedEvent.read(each.to_json()) for each in made])
     with database.connect() as connection:
-        # Whichever of its partitions is small, PostgreSQL would read it whole.
+        # Whichever of its partitions is small, PostgreSQL would read it whole. Statistics may be of an
+        # earlier test.
+        connection.execute(text("analyze usage_event"))
         connection.execute(text("set local enable_seqscan = off"))
         before = connection.execute(READ).scalar_one()
         newest = sample(connection, {"m1", "gone"}, 3)
