@@ -17,9 +17,10 @@ def convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # Tokenizer, configuration and weights are read one after the other, each time with the whole vocabulary:
-    # a quarter of all that this takes.
+    # Tokenizer, configuration and weights are read one after the other, each time with the whole vocabulary,
+    # and the names of tensors are made anew for each module: together half of all that this takes.
     gguf_library.GGUFReader = functools.cache(gguf_library.GGUFReader)
+    gguf_library.get_tensor_name_map = functools.cache(gguf_library.get_tensor_name_map)
     print("reading the GGUF file", flush=True)
     where, name = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
