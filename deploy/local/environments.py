@@ -103,7 +103,9 @@ def application(root: Path, logs: Path) -> Environment:
             ("--no-deps", "--no-build-isolation", "-e", str(root)),
             "Read the log: pyproject.toml may be damaged.",
         ),
-        _import("billing.process, deploy.cli.main, gateway.app, serving.launch", "Read the log."),
+        _import(
+            "our programs", "billing.process, deploy.cli.main, gateway.app, serving.launch", "Read the log."
+        ),
     )
     parts = (_uv_lock(root).read_bytes(), lock.read_bytes(), (root / "pyproject.toml").read_bytes())
     return Environment(folder, logs / "environment.log", stages, parts)
@@ -142,6 +144,7 @@ def vllm(root: Path, logs: Path, build: Build, torch_index: str | None) -> Envir
             _install(folder, "installing torch", (*index, TORCH), torch_todo),
         )
     check = _import(
+        "vLLM",
         "vllm.entrypoints.openai.api_server",
         "vLLM does not import; its torch may not fit it. Read the log, and see TAAS_TORCH_INDEX in the "
         "README.",
@@ -229,10 +232,10 @@ def _install(folder: Path, purpose: str, arguments: Sequence[str], todo: str) ->
     return Stage(purpose, ("-m", "uv", "pip", "install", "--python", str(folder), *arguments), todo)
 
 
-def _import(modules: str, todo: str) -> Stage:
+def _import(name: str, modules: str, todo: str) -> Stage:
     # It byte-compiles what is imported: a sixth of all files, in a fourth of the time that all take.
     program = f"import sys; sys.dont_write_bytecode = False; import {modules}"
-    return Stage(f"importing {modules}", ("-c", program), todo)
+    return Stage(f"importing {name}", ("-c", program), todo)
 
 
 def _logged(command: list[str], log: int, variables: Mapping[str, str] = os.environ) -> int:
