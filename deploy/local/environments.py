@@ -10,7 +10,6 @@ deploy.local.environments`: it runs before there is anything else.
 import argparse
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -204,7 +203,7 @@ def _make(environment: Environment, note: Note) -> None:
                     "give PYTHON=…",
                     environment.log,
                 )
-        variables = environment_for_uv(environment.python, os.environ)
+        variables = environment_for_uv(environment.python)
         for stage in environment.stages:
             note(stage.purpose)
             command = [str(environment.python), *stage.arguments]
@@ -238,9 +237,9 @@ def _import(name: str, modules: str, todo: str) -> Stage:
     return Stage(f"importing {name}", ("-c", program), todo)
 
 
-def _logged(command: list[str], log: int, variables: Mapping[str, str] = os.environ) -> int:
+def _logged(command: list[str], log: int, variables: Mapping[str, str] | None = None) -> int:
     return subprocess.run(
-        command, env=dict(variables), stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
+        command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
     ).returncode
 
 

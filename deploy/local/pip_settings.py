@@ -14,10 +14,11 @@ from typing import Final
 _SECTIONS: Final = ("global", "install", ":env:")
 
 
-def environment_for_uv(python: Path, inherited: Mapping[str, str]) -> dict[str, str]:
-    """`inherited` and, where it does not say it already, uv's variable for each of pip's settings.
-    `python`: one that has pip.
+def environment_for_uv(python: Path, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+    """`inherited` (our own environment) and, where it does not say it already, uv's variable for each of
+    pip's settings. `python`: one that has pip.
     """
+    inherited = os.environ if inherited is None else inherited
     told = subprocess.run(
         [str(python), "-m", "pip", "config", "list"],
         env=dict(inherited), capture_output=True, text=True, check=False,
