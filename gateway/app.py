@@ -22,6 +22,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from billing.wire.cancellation import end_tasks
 from billing.wire.ending import Ending
 from billing.wire.routes import dialect_of_path
 from gateway.api import InferenceApi, Receive, Scope, Send
@@ -261,9 +262,7 @@ class Stages:
                 await asyncio.sleep(0.01)
             await self._save_settles()
             await self._idempotency.close()
-            for task in rounds:
-                task.cancel()
-            await asyncio.gather(*rounds, return_exceptions=True)
+            await end_tasks(*rounds)
             self._pacer.close()
             self._shared_news.close()
             await self._housekeeping.deregister()

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from billing.wire.cancellation import end_tasks
 from billing.wire.tokens import CounterPair
 from serving import engine_log
-from serving.cancellation import end_tasks
 from serving.engine_client import EngineClient, EngineUnanswering
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand

@@ -18,13 +18,13 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from billing.wire.cancellation import end_tasks
 from billing.wire.engine_kinds import VLLM
 from billing.wire.instance_entry import EngineLoad, FinalCounters, InstanceEntry, InstanceStatus
 from billing.wire.tokens import CounterPair
 from serving.adapters import AdapterKeeper
 from serving.attest import Attester
 from serving.backoff import Backoff
-from serving.cancellation import end_tasks
 from serving.engine_client import EngineClient, EngineUnanswering
 from serving.engine_metrics import EngineReading
 from serving.engine_process import EngineProcess, EngineStartFailed

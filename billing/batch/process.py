@@ -18,6 +18,7 @@ from billing.batch.runner import Runner
 from billing.batch.service import Service
 from billing.batch.settings import BatchSettings
 from billing.database import connect
+from billing.wire.cancellation import end_tasks
 from billing.wire.listening import naming
 from billing.wire.metrics_page import MetricsPage
 from billing.wire.redis_address import parse_redis_url
@@ -68,9 +69,9 @@ async def _work(settings: BatchSettings, service: Service, listening: socket.soc
     sweeping = asyncio.create_task(_sweep(service.engine, service.objects, service.metrics))
     log.info("batches work on %s:%d", *listening.getsockname()[:2])
     await runner.run(stop)
-    sweeping.cancel()
     server.should_exit = True
-    await asyncio.gather(serving, sweeping, return_exceptions=True)
+    await end_tasks(sweeping)
+    await asyncio.gather(serving, return_exceptions=True)
 
 
 async def _sweep(engine: Engine, objects: Objects, metrics: BatchMetrics) -> None:

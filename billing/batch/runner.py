@@ -32,6 +32,7 @@ from billing.batch.settings import BatchSettings
 from billing.schema.batches import batch_runner
 from billing.schema.catalogue import api_key
 from billing.wire.batch_statuses import OPEN_STATUSES
+from billing.wire.cancellation import end_tasks
 from billing.wire.ending import Ending
 from billing.wire.routes import Route
 
@@ -86,12 +87,10 @@ class Runner:
             asyncio.create_task(self._repeat(self._claim, _CLAIM_S)),
         ]
         await stop.wait()
-        rounds.pop().cancel()  # nothing is claimed any more
+        await end_tasks(rounds.pop())  # nothing is claimed any more
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_DRAIN_S)
-        for task in (*self._tasks, *rounds):
-            task.cancel()
-        await asyncio.gather(*self._tasks, *rounds, return_exceptions=True)
+        await end_tasks(*self._tasks, *rounds)
         with suppress(SQLAlchemyError):
             deadline = time.monotonic() + _LAST_BILLS_S
             await self._record_billed()

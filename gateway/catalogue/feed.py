@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from billing.wire import redis_keys
+from billing.wire.cancellation import end_tasks
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus, read_snapshot
 from billing.wire.lease_watch import LeaseWatch
 from gateway.catalogue.entries import ApiKey, Model, Tenant
@@ -84,10 +85,7 @@ class Catalogue:
 
     async def stop(self) -> None:
         """Stop following."""
-        for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end_tasks(*self._tasks)
 
     @property
     def loaded(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import hiredis
 
 from billing.cell.scripts import library
+from billing.wire.cancellation import end_tasks
 from billing.wire.redis_address import parse_redis_url
 from billing.wire.redis_server import read_hello, why_unusable
 from gateway.redis.connection import LOAD_SCRIPTS, RedisCommandError, RedisConnection, RedisUnavailable
@@ -126,9 +127,7 @@ class RedisPipe:
             await connection.closed
         self._closed = True
         if self._connector is not None:
-            self._connector.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._connector
+            await end_tasks(self._connector)
         self._fail_waiting("closed")
 
     # The connection's life

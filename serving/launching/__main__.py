@@ -8,7 +8,7 @@ import time
 import click
 from pydantic import ValidationError
 
-from serving.cancellation import end_tasks
+from billing.wire.cancellation import end_tasks
 from serving.launch import CannotStart, connect, find_redis
 from serving.launching.gpus import gpus_here
 from serving.launching.launcher import Launcher

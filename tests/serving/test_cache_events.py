@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 
 from billing.wire import redis_keys
 from billing.wire.cached_prompt import Lost, read_lost
+from billing.wire.cancellation import end_tasks
 from serving.cache_events import CacheEvents
-from serving.cancellation import end_tasks
 from tests.serving.test_engine_cache import SEA, removed, stored
 
 

@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from billing.wire import redis_keys
-from serving.cancellation import end_tasks
+from billing.wire.cancellation import end_tasks
 from serving.launching.leader import Leader
 from tests.serving.conftest import eventually
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from serving.cancellation import end_tasks
+from billing.wire.cancellation import end_tasks
 
 
 async def test_a_task_that_swallows_its_first_cancellation_is_ended() -> None:
