@@ -36,12 +36,13 @@ Build = Literal["cpu", "gpu"]
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One command of a build: what it is for, its arguments after the environment's Python, what to do
-    when it fails.
+    when it fails, whether it runs uv.
     """
 
     purpose: str
     arguments: tuple[str, ...]
     todo: str
+    with_uv: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def application(root: Path, logs: Path) -> Environment:
     """`.venv`: gateway, billing, serving, load test, and what tests and checks need."""
     folder, lock = root / ".venv", root / "requirements.lock"
     stages = (
-        _installer(root),
+        *_installers(root),
         _install(
             folder,
             "installing what requirements.lock pins",
@@ -149,7 +150,7 @@ def vllm(root: Path, logs: Path, build: Build, torch_index: str | None) -> Envir
         "README.",
     )
     parts = (_uv_lock(root).read_bytes(), wanted.read_bytes())
-    return Environment(folder, logs / "environment-vllm.log", (_installer(root), *stages, check), parts)
+    return Environment(folder, logs / "environment-vllm.log", (*_installers(root), *stages, check), parts)
 
 
 def ensure(environment: Environment, note: Note) -> bool:
@@ -196,16 +197,22 @@ def _make(environment: Environment, note: Note) -> None:
     with environment.log.open("wb") as log:
         if not in_place:
             note("making an empty environment")
-            if _logged([sys.executable, "-m", "venv", "--clear", str(environment.folder)], log.fileno()) != 0:
+            if (
+                _logged(
+                    [sys.executable, "-m", "venv", "--clear", "--without-pip", str(environment.folder)],
+                    log.fileno(),
+                )
+                != 0
+            ):
                 raise StepFailed(
                     f"python -m venv failed: {last_words(environment.log)}",
                     f"{sys.executable} needs its venv module (on Debian: apt-get install python3-venv), or "
                     "give PYTHON=…",
                     environment.log,
                 )
-        variables = environment_for_uv(environment.python)
         for stage in environment.stages:
             note(stage.purpose)
+            variables = environment_for_uv(environment.python) if stage.with_uv else None
             command = [str(environment.python), *stage.arguments]
             if _logged(command, log.fileno(), variables) != 0:
                 raise StepFailed(
@@ -218,17 +225,24 @@ def _uv_lock(root: Path) -> Path:
     return root / "deploy" / "local" / "uv.lock"
 
 
-def _installer(root: Path) -> Stage:
-    pip = ("-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--require-hashes")
-    return Stage(
+def _installers(root: Path) -> tuple[Stage, Stage]:
+    pip = Stage(
+        "installing pip",
+        ("-m", "ensurepip"),
+        f"{sys.executable} needs its ensurepip module (on Debian: apt-get install python3-venv).",
+    )
+    install = ("-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--require-hashes")
+    uv = Stage(
         "installing uv",
-        (*pip, "-r", str(_uv_lock(root))),
+        (*install, "-r", str(_uv_lock(root))),
         "Check that pip reaches a package index (`pip download --no-deps click`), then run it again.",
     )
+    return pip, uv
 
 
 def _install(folder: Path, purpose: str, arguments: Sequence[str], todo: str) -> Stage:
-    return Stage(purpose, ("-m", "uv", "pip", "install", "--python", str(folder), *arguments), todo)
+    command = ("-m", "uv", "pip", "install", "--python", str(folder), *arguments)
+    return Stage(purpose, command, todo, with_uv=True)
 
 
 def _import(name: str, modules: str, todo: str) -> Stage:

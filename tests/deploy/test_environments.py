@@ -58,15 +58,15 @@ def test_pip_installs_only_what_the_locks_pin(tmp_path: Path) -> None:
     """Ours by hash throughout; vLLM's by hash without its dependencies, so that no torchvision comes in;
     torch alone by version.
     """
-    uv, packages, project, _ = environments.application(ROOT, tmp_path).stages
+    _, uv, packages, project, _ = environments.application(ROOT, tmp_path).stages
     assert "--require-hashes" in uv.arguments
     assert "--require-hashes" in packages.arguments
     assert {"--no-deps", "--no-build-isolation"} <= set(project.arguments)
-    uv, packages, torch, _ = environments.vllm(ROOT, tmp_path, "cpu", "file:///wheels").stages
+    _, uv, packages, torch, _ = environments.vllm(ROOT, tmp_path, "cpu", "file:///wheels").stages
     assert "--require-hashes" in uv.arguments
     assert {"--no-deps", "--require-hashes"} <= set(packages.arguments)
     assert torch.arguments[-3:] == ("--default-index", "file:///wheels", environments.TORCH)
-    assert "--default-index" not in environments.vllm(ROOT, tmp_path, "cpu", None).stages[2].arguments
+    assert "--default-index" not in environments.vllm(ROOT, tmp_path, "cpu", None).stages[3].arguments
 
 
 def test_uv_is_of_the_version_that_is_locked_for_us() -> None:
