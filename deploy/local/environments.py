@@ -197,24 +197,21 @@ def _make(environment: Environment, note: Note) -> None:
     with environment.log.open("wb") as log:
         if not in_place:
             note("making an empty environment")
-            if (
-                _logged(
-                    [sys.executable, "-m", "venv", "--clear", "--without-pip", str(environment.folder)],
-                    log.fileno(),
-                )
-                != 0
-            ):
+            make = [sys.executable, "-m", "venv", "--clear", "--without-pip", str(environment.folder)]
+            if _logged(make, log.fileno()) != 0:
                 raise StepFailed(
                     f"python -m venv failed: {last_words(environment.log)}",
                     f"{sys.executable} needs its venv module (on Debian: apt-get install python3-venv), or "
                     "give PYTHON=…",
                     environment.log,
                 )
+        for_uv: Mapping[str, str] | None = None
         for stage in environment.stages:
             note(stage.purpose)
-            variables = environment_for_uv(environment.python) if stage.with_uv else None
+            if stage.with_uv and for_uv is None:
+                for_uv = environment_for_uv(environment.python)
             command = [str(environment.python), *stage.arguments]
-            if _logged(command, log.fileno(), variables) != 0:
+            if _logged(command, log.fileno(), for_uv if stage.with_uv else None) != 0:
                 raise StepFailed(
                     f"{stage.purpose} failed: {last_words(environment.log)}", stage.todo, environment.log
                 )

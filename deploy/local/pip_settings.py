@@ -1,4 +1,4 @@
-"""pip's settings as variables of uv, which does not read them: who has a mirror of packages has told pip.
+"""Gives uv the settings of pip, which uv does not read. Who uses a mirror of packages has set up pip for it.
 
 Standard library only: it runs before any environment exists.
 """
@@ -15,8 +15,8 @@ _SECTIONS: Final = ("global", "install", ":env:")
 
 
 def environment_for_uv(python: Path, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
-    """`inherited` (our own environment) and, where it does not say it already, uv's variable for each of
-    pip's settings. `python`: one that has pip.
+    """Environment variables for uv: `inherited` (our own, if not given), and one for each setting of pip that
+    `inherited` does not set for uv. `python`: one that has pip.
     """
     inherited = os.environ if inherited is None else inherited
     told = subprocess.run(
@@ -59,5 +59,5 @@ def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_there(url: str) -> bool:
-    """Whether it is no folder of this machine that is missing, which pip passes over."""
+    """False for a folder of this machine that does not exist: pip ignores such an index."""
     return not url.startswith("file://") or os.path.exists(url.removeprefix("file://"))

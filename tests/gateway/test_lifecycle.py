@@ -40,7 +40,7 @@ def test_who_comes_late_is_called_at_once() -> None:
     assert called == ["deadline"]
 
 
-async def test_a_process_ends_although_each_of_its_tasks_takes_a_cancellation_for_its_own(
+async def test_a_process_ends_although_each_of_its_tasks_swallows_a_cancellation(
     catalogue: Catalogue, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As redis-py does on Python 3.11 when what it sends within a time limit is sent at the same moment."""
