@@ -6,12 +6,24 @@ Standard library only: it runs before any environment exists.
 import ast
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 # A later one overrules an earlier one, as for pip.
 _SECTIONS: Final = ("global", "install", ":env:")
+_VARIABLES: Final = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "trusted-host": "UV_INSECURE_HOST",
+    "cert": "SSL_CERT_FILE",
+    "proxy": "ALL_PROXY",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "default-timeout": "UV_HTTP_TIMEOUT",
+}
+# pip ignores a folder of these that does not exist; uv fails.
+_MAY_BE_MISSING: Final = ("extra-index-url", "find-links")
 
 
 def environment_for_uv(python: Path, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -40,24 +52,17 @@ def _settings(listed: str) -> dict[str, str]:
 
 
 def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:
-    written: dict[str, tuple[str, Callable[[list[str]], str]]] = {
-        "index-url": ("UV_DEFAULT_INDEX", " ".join),
-        "extra-index-url": ("UV_INDEX", lambda urls: " ".join(filter(_is_there, urls))),
-        "find-links": ("UV_FIND_LINKS", ",".join),
-        "trusted-host": ("UV_INSECURE_HOST", " ".join),
-        "cert": ("SSL_CERT_FILE", " ".join),
-        "proxy": ("ALL_PROXY", " ".join),
-        "timeout": ("UV_HTTP_TIMEOUT", " ".join),
-        "default-timeout": ("UV_HTTP_TIMEOUT", " ".join),
-    }
-    variables = {
-        variable: write(settings[name].split())
-        for name, (variable, write) in written.items()
-        if name in settings
-    }
-    return {variable: value for variable, value in variables.items() if value}
+    variables = {}
+    for name, variable in _VARIABLES.items():
+        values = settings.get(name, "").split()
+        if name in _MAY_BE_MISSING:
+            values = [each for each in values if _is_there(each)]
+        if values:
+            variables[variable] = ("," if name == "find-links" else " ").join(values)
+    return variables
 
 
-def _is_there(url: str) -> bool:
-    """False for a folder of this machine that does not exist: pip ignores such an index."""
-    return not url.startswith("file://") or os.path.exists(url.removeprefix("file://"))
+def _is_there(place: str) -> bool:
+    """False for a folder of this machine that does not exist."""
+    path = place.removeprefix("file://")
+    return "://" in path or os.path.exists(path)

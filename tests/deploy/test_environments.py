@@ -90,19 +90,21 @@ def test_several_are_made_at_once_and_one_that_fails_does_not_stop_the_others(
 
 
 def test_uv_is_told_what_pip_is_set_up_with(tmp_path: Path) -> None:
-    present = tmp_path / "index"
-    present.mkdir()
+    present, wheels, more = (tmp_path / name for name in ("index", "wheels", "more"))
+    for folder in (present, wheels, more):
+        folder.mkdir()
     (tmp_path / "pip.conf").write_text(
         "[global]\nindex-url = https://one/simple\ntimeout = 7\n"
         f"extra-index-url = file://{present} file://{tmp_path}/gone\n"
-        "[install]\nfind-links =\n  /wheels\n  /more\ntrusted-host = one\n"
+        f"[install]\nfind-links =\n  {wheels}\n  {tmp_path}/gone\n  file://{more}\n  https://one/wheels\n"
+        "trusted-host = one\n"
     )
     given = {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_INDEX_URL": "https://user:secret@two/simple"}
     told = environment_for_uv(Path(sys.executable), given | {"UV_HTTP_TIMEOUT": "9"})
     expected = {
         "UV_DEFAULT_INDEX": "https://user:secret@two/simple",
         "UV_INDEX": f"file://{present}",
-        "UV_FIND_LINKS": "/wheels,/more",
+        "UV_FIND_LINKS": f"{wheels},file://{more},https://one/wheels",
         "UV_INSECURE_HOST": "one",
         "UV_HTTP_TIMEOUT": "9",
     }
