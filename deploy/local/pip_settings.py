@@ -22,7 +22,7 @@ _VARIABLES: Final = {
     "timeout": "UV_HTTP_TIMEOUT",
     "default-timeout": "UV_HTTP_TIMEOUT",
 }
-# pip ignores a folder of these that does not exist; uv fails.
+# pip ignores a folder of these that does not exist; uv fails for `find-links`.
 _MAY_BE_MISSING: Final = ("extra-index-url", "find-links")
 
 
