@@ -198,7 +198,10 @@ def plan(pool: str | None, quarters: int, basis_days: int, html: Path | None, as
         click.echo(f"{html} is written")
         return
     for each in answer["data"]:
-        click.echo(f"{each['pool']}: {each['machines']} machines\n")
+        count = each["machines"]
+        click.echo(f"{each['pool']}: {count} {'machine' if count == 1 else 'machines'}\n")
+        if count == 0:
+            click.echo(f"it has no machines: `taas pool set {each['pool']} --instances N`\n", err=True)
         _print_titled("expected, USD and unit-hours", _EXPECTED, each["expected"])
         _print_titled("can be taken back, from then on", _TAKE_BACK, each["take_back"])
         _print_titled(

@@ -61,9 +61,9 @@ class GatewayServer(uvicorn.Server):
         3.
         """
         await super().startup(sockets)
-        log.info("serving")
         if self.on_ready is not None:
             self.on_ready()
+        log.info("serving")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal shuts down in order, the second at once."""

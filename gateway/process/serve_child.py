@@ -19,10 +19,8 @@ from gateway.settings import GatewaySettings
 
 
 def _stay_with_supervisor(server: GatewayServer) -> None:
-    supervisor = sys.stdin.fileno()
     with contextlib.suppress(OSError):
-        os.write(supervisor, b".")
-        while os.read(supervisor, 4096):
+        while os.read(sys.stdin.fileno(), 4096):
             pass
     server.should_exit = True
 
@@ -34,6 +32,8 @@ def main() -> int:
     configure_logs(settings.log_level)
 
     def ready(server: GatewayServer) -> None:
+        with contextlib.suppress(OSError):
+            os.write(sys.stdin.fileno(), b".")
         threading.Thread(target=_stay_with_supervisor, args=(server,), name="supervisor", daemon=True).start()
 
     return serve(

@@ -131,3 +131,14 @@ def test_what_a_reclaim_a_notice_and_other_prices_would_cost(taas: Taas, told: T
     taas("economics", "what-if", "--move", f"{POOL}:3:own:recsys", exit_code=1)
     told("machine", "set", POOL, "--for", "research")
     assert told("plan", "--pool", POOL)["data"][0]["own_use"] == "research"
+
+
+def test_the_plan_of_a_pool_without_machines_says_how_to_tell_of_them(taas: Taas) -> None:
+    taas("pool", "set", POOL, "--instances", "0")
+    shown = taas("economics", "plan")
+    assert f"{POOL}: 0 machines\n" in shown.stdout
+    assert f"`taas pool set {POOL} --instances N`" in shown.stderr
+    taas("pool", "set", POOL, "--instances", "1")
+    shown = taas("economics", "plan")
+    assert f"{POOL}: 1 machine\n" in shown.stdout
+    assert not shown.stderr

@@ -84,7 +84,9 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(tmp_path: Path, processes: int, factory: str = "build_app", **settings: str) -> Iterator[Gateway]:
+def gateway(
+    tmp_path: Path, processes: int, factory: str = "build_app", *, ready: bool = True, **settings: str
+) -> Iterator[Gateway]:
     log = tmp_path / "log"
     environment = os.environ | {
         "TAAS_HOME": str(tmp_path / "home"),
@@ -98,7 +100,8 @@ def gateway(tmp_path: Path, processes: int, factory: str = "build_app", **settin
     process = start_module(TINY, factory, environment=environment, log=log)
     running = Gateway(process, log)
     try:
-        running.wait_ready(processes)
+        if ready:
+            running.wait_ready(processes)
         yield running
     finally:
         if process.poll() is None:
@@ -255,6 +258,23 @@ def test_fault_37_killed_process_is_replaced_and_its_port_refuses_nobody(tmp_pat
         (death,) = running.logged("process ended")
         assert death["child"] == before[0]
         assert death["status"] == -signal.SIGKILL
+        assert running.stop() == 0
+
+
+def test_a_process_that_dies_before_it_serves_ends_no_gateway_that_another_serves(tmp_path: Path) -> None:
+    with gateway(tmp_path, 2, ready=False) as running:
+        until(lambda: len(running.logged("process started")) == 2, "two processes")
+        slow, other = (line["child"] for line in running.logged("process started"))
+        os.kill(slow, signal.SIGSTOP)
+        # It finds both at once: that one has ended, and that the other serves.
+        os.kill(running.process.pid, signal.SIGSTOP)
+        until(lambda: len(running.logged("serving")) == 1, "the other to serve", 30)
+        assert running.logged("serving")[0]["process"] == other
+        os.kill(slow, signal.SIGKILL)
+        until(lambda: psutil.Process(slow).status() == psutil.STATUS_ZOMBIE, "its end")
+        os.kill(running.process.pid, signal.SIGCONT)
+        running.wait_ready(2)
+        assert running.get("/").status_code == 200
         assert running.stop() == 0
 
 
