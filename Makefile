@@ -12,8 +12,8 @@ TAAS_VLLM ?= cpu
 TAAS_TORCH_INDEX ?=
 # More arguments for pytest, ruff's paths excepted: make test ARGS="-k settle"
 ARGS ?=
-# Five processes of tests: tests often wait. What needs real vLLM comes first, in one of them.
-PYTEST := -m pytest -n 5 --dist loadgroup --no-loadscope-reorder
+# Four processes of tests: tests often wait. What needs real vLLM comes first, in one of them.
+PYTEST := -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
 
 RUN := .venv/bin/python
 ENVIRONMENTS := $(PYTHON) -m deploy.local.environments --home $(TAAS_HOME) --build $(TAAS_VLLM) --torch-index "$(TAAS_TORCH_INDEX)"

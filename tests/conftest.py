@@ -54,10 +54,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     that measure speed come last, when little else runs. With `pytest -n` each of these groups is for one
     process, and so are the tests on Ray, whose clusters are heavy, those that parse every source file, and
     those of a module that sets up much.
-    Billing's tests keep the cores busy, and the others often wait: so modules of both kinds come in turn.
+    Billing's tests come after the others, which often wait and so fit beside vLLM: billing's keep the
+    cores busy.
     """
-    place = _in_turn(items)
-    items.sort(key=lambda item: (_ORDER.index(_group(item)), place[item.path]))
+    items.sort(key=lambda item: (_ORDER.index(_group(item)), item.path.is_relative_to(_BILLING)))
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             together = item.path.stem if item.get_closest_marker("together") else None
@@ -67,16 +67,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 _BILLING = Path(__file__).with_name("billing")
 _ORDER = ("vllm", "ray", "sources", None, "speed")
-
-
-def _in_turn(items: list[pytest.Item]) -> dict[Path, float]:
-    """Where each module comes, from 0 to 1, if billing's and the others are spread evenly."""
-    place: dict[Path, float] = {}
-    for billings in (True, False):
-        paths = [item.path for item in items if item.path.is_relative_to(_BILLING) is billings]
-        for number, path in enumerate(paths):
-            place.setdefault(path, number / len(paths))
-    return place
 
 
 def _group(item: pytest.Item) -> str | None:
