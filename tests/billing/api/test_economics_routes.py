@@ -187,9 +187,11 @@ def test_what_is_expected_is_what_was_used_and_earned_of_late(admin: TestClient,
         set_capacity_price(connection, priced, "0.01", 100, since_ms, since_ms)
         shared = {"model": POOL, "pool": POOL, "started_ms": at_ms - 3 * HOUR}
         asked = [
-            # So that the capacity of this month is for the model, if it has just begun.
-            event("req_c", (1, 0, 0), tenant=acme, contract=contract, class_=CapacityClass.RESERVED,
-                  **shared | {"started_ms": at_ms - 10, "ended_ms": at_ms - 5}),
+            # At both ends of the day: if a month ends within it, the capacity of each is for the model.
+            *(event(f"req_{moment_ms}", (1, 0, 0), tenant=acme, contract=contract,
+                    class_=CapacityClass.RESERVED,
+                    **shared | {"started_ms": moment_ms - 5, "ended_ms": moment_ms})
+              for moment_ms in (at_ms - DAY + 60_000, at_ms - 5)),
             event("req_a", (1_000_000, 0, 200_000), tenant=acme, contract=contract,
                   class_=CapacityClass.RESERVED, **shared),
             event("req_b", (640_000, 0, 20_000), tenant=bolt, **shared),
@@ -204,7 +206,7 @@ def test_what_is_expected_is_what_was_used_and_earned_of_late(admin: TestClient,
     basis_ms = from_ms - (from_ms - DAY) // HOUR * HOUR
     before, after = found["total"]["before"], found["total"]["after"]
     assert float(before["revenue"]) == pytest.approx(
-        5.040002 * (until_ms - from_ms) / basis_ms + 5 * (until_ms - from_ms) / HOUR, rel=1e-6
+        5.040004 * (until_ms - from_ms) / basis_ms + 5 * (until_ms - from_ms) / HOUR, rel=1e-6
     )
     assert float(before["cost_makers"]) == pytest.approx(float(before["revenue"]) / 4, rel=1e-6)
     assert float(after["revenue"]) == pytest.approx(float(before["revenue"]) * 0.9, rel=1e-6)
