@@ -77,14 +77,15 @@ class Supervisor:
     def _keep_running(self) -> int:
         while not self._signals:
             now = time.monotonic()
-            ended = [slot for slot in self._slots if slot.process and slot.process.poll() is not None]
-            # Of all of them, before one that has ended is taken for the first.
-            self._came_up = self._came_up or any(_serves(slot) for slot in self._slots if slot.process)
             for slot in self._slots:
                 if slot.process is None:
                     if now >= slot.restart_at:
                         self._start(slot)
-                elif slot in ended:
+                elif slot.process.poll() is not None:
+                    # If any process serves, the death of one does not end the gateway.
+                    self._came_up = self._came_up or any(
+                        _serves(each) for each in self._slots if each.process
+                    )
                     status = self._bury(slot, slot.process)
                     if not self._came_up:
                         log.error("no process came up", extra={"status": status})

@@ -12,7 +12,7 @@ from loadtest.own_stack import TENANT, OwnStack, Served
 # Each new tenant is a copy of the first one: its policy, its limits, a project and a key. Billing writes the
 # whole catalogue to Redis again once the version in SQL is not the one in Redis.
 _STATEMENTS: Final = (
-    # Without triggers: the audit log takes time as the square of one transaction's entries.
+    # Without the audit log's triggers: their time grows with the square of the entries of a transaction.
     "set local session_replication_role = replica",
     "create temporary table made (n int, id text) on commit drop",
     "insert into made select n, left(md5(%(seed)s || n), 24) from generate_series(1, %(count)s) n",

@@ -187,7 +187,8 @@ def test_what_is_expected_is_what_was_used_and_earned_of_late(admin: TestClient,
         set_capacity_price(connection, priced, "0.01", 100, since_ms, since_ms)
         shared = {"model": POOL, "pool": POOL, "started_ms": at_ms - 3 * HOUR}
         asked = [
-            # At both ends of the day: if a month ends within it, the capacity of each is for the model.
+            # One at each end of the day: if a month ends within it, the model is used in both months, and so
+            # the capacity of both is the model's.
             *(event(f"req_{moment_ms}", (1, 0, 0), tenant=acme, contract=contract,
                     class_=CapacityClass.RESERVED,
                     **shared | {"started_ms": moment_ms - 5, "ended_ms": moment_ms})
