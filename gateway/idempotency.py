@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from cryptography.exceptions import InvalidTag
@@ -35,6 +35,7 @@ from billing.cell.replies import (
 )
 from billing.cell.scripts import idempotency_claim_call, idempotency_end_call
 from billing.wire import redis_keys
+from billing.wire.ending import Ending
 from billing.wire.reservation import FIELDS
 from gateway.billing_client import BillingClient
 from gateway.catalogue.entries import Tenant
@@ -262,18 +263,21 @@ class Idempotency:
         running.retry_after_ms = with_jitter(RUNNING_RETRY_MS)
         name = redis_keys.reservation(found.cell, found.request_id)
         try:
-            state, alive = await self._redis.execute_many([
+            state, lease_ms = await self._redis.execute_many([
                 ("HGET", name, FIELDS["state"]), ("HGET", redis_keys.GATEWAYS, found.gateway),
             ])  # fmt: skip
         except RedisUnavailable as exc:
             raise DependencyUnavailable from exc
+        alive = lease_ms is not None and int(lease_ms) > found.now_ms
         young = found.now_ms - found.since_ms < _YOUNG_MS
         if state not in {None, b"settled"} or (state is None and (alive or young)):
             return running
         receipt = await find_receipt(self._billing, found.request_id, tenant)
         if receipt is None:
             return OutcomeUnknown(found.request_id)
-        return running if receipt["state"] == "open" else AlreadyDone(receipt)
+        if receipt["state"] == "open" or (alive and _end_may_come(receipt, found.now_ms)):
+            return running
+        return AlreadyDone(receipt)
 
     def _end(self, key: IdempotencyKey, request: Request, claim: Claim, *, answering: bool) -> None:
         """The caller's answer is whole, or there will be none: tell it, or free the key."""
@@ -312,6 +316,14 @@ class Idempotency:
             await asyncio.wait(self._sending, timeout=_SEND_AGAIN_S)
         for task in self._sending:
             task.cancel()
+
+
+def _end_may_come(receipt: dict[str, Any], now_ms: int) -> bool:
+    """Whether the gateway of a settled request, if it is alive, may still be sending the request's end."""
+    if receipt["ending"] == Ending.GATEWAY_DIED.value:
+        return False
+    ended_ms: int = receipt["ended_ms"]
+    return now_ms - ended_ms < _TRIES * _SEND_AGAIN_S * 1000
 
 
 def _may_come_again(error: GatewayError) -> bool:

@@ -289,6 +289,33 @@ def test_fault_22_a_gateway_that_died_before_it_admitted_leaves_an_unknown_outco
     assert len(engine.requests()) == 1
 
 
+def test_fault_22_a_settled_request_runs_until_its_gateway_has_told_its_end(
+    engine: SimEngine, catalogue: Catalogue, start: StartGateway, books: Books
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    key = catalogue.key(catalogue.tenant(books.tenant, retain_answers_s=60))
+    gateway = start()
+    first = post(gateway, key, "k")
+    (name,) = catalogue.redis.keys(redis_keys.idempotency_keys(books.tenant, "*")[0])
+    replayed = post(gateway, key, "k")
+    told = catalogue.redis.hget(name, "ended")
+    catalogue.redis.hdel(name, "ended")
+    between = post(gateway, key, "k")
+    assert (between.status_code, error_of(between)["code"]) == (409, "idempotency_key_in_use")
+    assert int(between.headers["retry-after-ms"]) >= 1_000
+    assert "x-should-retry" not in between.headers
+    catalogue.redis.hset(name, "ended", told)
+    again = post(gateway, key, "k")
+    assert again.content == replayed.content == first.content
+
+    catalogue.redis.hdel(name, "ended")
+    catalogue.redis.hset(name, "gateway", "gone")
+    died = post(gateway, key, "k")
+    assert (died.status_code, error_of(died)["code"]) == (409, "idempotency_request_done")
+    assert died.headers["x-should-retry"] == "false"
+    assert len(engine.requests()) == len(catalogue.events()) == 1
+
+
 def test_fault_22_without_redis_no_key_is_trusted(
     own_valkey: ValkeyProcess, engine: SimEngine, start: StartGateway, books: Books
 ) -> None:
